@@ -91,9 +91,10 @@ impl Room {
             ),
         };
         format!(
-            "{} hold{} {blocks} blocks ({}) for the others, which have {} free{short}{margin}{unsure}",
+            "{} hold{} {} ({}) for the others, which have {} free{short}{margin}{unsure}",
             self.nodes.join(", "),
             if self.nodes.len() == 1 { "s" } else { " together" },
+            report::counted(*blocks, "block"),
             report::bytes(*bytes),
             report::bytes(*free_bytes)
         )
@@ -204,7 +205,7 @@ pub(crate) struct CameTo {
 
 /// Blocks were lost: it was done, and this is not how it should end.
 #[derive(Debug, thiserror::Error)]
-#[error("{} blocks ({}) were lost: {}", .0.lost_blocks, report::bytes(.0.lost_bytes), .0.why())]
+#[error("{} ({}) lost: {}", report::counted(.0.lost_blocks, "block"), report::bytes(.0.lost_bytes), .0.why())]
 pub(crate) struct Lost(pub(crate) CameTo);
 
 impl CameTo {
@@ -255,15 +256,17 @@ impl CameTo {
         };
         let unheard = match self.members_unheard {
             0 => String::new(),
-            unheard => format!("; {unheard} members did not say what they have counted to the end"),
+            unheard => {
+                format!("; {} did not say to the end what was counted", report::counted(unheard, "member"))
+            }
         };
         let cut_short = match self.cut_short {
             0 => "",
             _ => "; it went down before it was empty, and what only it held is lost and not counted",
         };
         format!(
-            "{} blocks moved ({}){there}; {lost}{unheard}{cut_short}",
-            self.moved_blocks,
+            "{} moved ({}){there}; {lost}{unheard}{cut_short}",
+            report::counted(self.moved_blocks, "block"),
             report::bytes(self.moved_bytes)
         )
     }
@@ -310,7 +313,7 @@ mod tests {
         let why = "8 were given no room by the others, 4 left the others to make room";
         assert_eq!(lossy.told(), format!("96 blocks moved (6.0 MiB); lost: 12 (12.0 KiB): {why}"));
         let error = lossy.is_whole().expect_err("some were").to_string();
-        assert_eq!(error, format!("12 blocks (12.0 KiB) were lost: {why}"));
+        assert_eq!(error, format!("12 blocks (12.0 KiB) lost: {why}"));
         let cut_short = CameTo { cut_short: 1, ..whole }.told();
         assert!(cut_short.ends_with(
             "lost: 0; it went down before it was empty, and what only it held is lost and not counted"

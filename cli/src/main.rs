@@ -14,6 +14,7 @@ mod trace;
 mod trust;
 
 use clap::{Parser, Subcommand};
+use cluster::local::{self, PORT_IS_TAKEN};
 use commands::{
     backup, balance, config, coordinator, cordon, devices, doctor, down, drain, engines, events, explain,
     gpu_worker, moves, node, pin, raft, replay, route, scale, simulate, status, tenants, tls, top,
@@ -144,7 +145,11 @@ fn main() -> ExitCode {
                 false => eprintln!("error: {error:#}"),
             }
             // It was done, and cost blocks: whoever runs it can tell that from what was not done.
-            if error.is::<drains::Lost>() { ExitCode::from(BLOCKS_WERE_LOST) } else { ExitCode::FAILURE }
+            if error.is::<drains::Lost>() {
+                return ExitCode::from(BLOCKS_WERE_LOST);
+            }
+            // Whoever has picked its ports may pick others.
+            if local::is_port_taken(&error) { ExitCode::from(PORT_IS_TAKEN) } else { ExitCode::FAILURE }
         }
     }
 }

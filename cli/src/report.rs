@@ -1,5 +1,7 @@
 //! Reports: numbers for people as a table, the same numbers for machines as JSON.
 
+use comfy_table::{ColumnConstraint, Width};
+pub(crate) use kvhive_protocol::{counted, counted_are};
 use serde::Serialize;
 use std::fmt::Write;
 
@@ -20,6 +22,15 @@ pub(crate) fn table(columns: &[&str]) -> comfy_table::Table {
     table
 }
 
+/// Has a table break the lines of these columns before they are longer than `width`.
+pub(crate) fn narrow(table: &mut comfy_table::Table, columns: &[usize], width: u16) {
+    for at in columns {
+        if let Some(column) = table.column_mut(*at) {
+            column.set_constraint(ColumnConstraint::UpperBoundary(Width::Fixed(width)));
+        }
+    }
+}
+
 /// Prints a table without the spaces that pad its last column.
 pub(crate) fn print_table(table: &comfy_table::Table) {
     let mut text = String::new();
@@ -28,12 +39,6 @@ pub(crate) fn print_table(table: &comfy_table::Table) {
         let _ = writeln!(text, "{}", line.trim_end());
     }
     print!("{text}");
-}
-
-/// Writes a number of things, of one of which `noun` is the word.
-pub(crate) fn counted(count: u64, noun: &str) -> String {
-    let plural = if count == 1 { "" } else { "s" };
-    format!("{count} {noun}{plural}")
 }
 
 /// Writes a number of bytes in the unit that fits it.

@@ -20,6 +20,8 @@ const MAX_ADDRESSES: usize = 8192;
 /// Connections to nodes.
 pub struct Pool {
     identity: Identity,
+    /// As whom it connects.
+    sender: AtomicU64,
     per_address: usize,
     dial_limit: Duration,
     addresses: Mutex<HashMap<String, Arc<Address>>>,
@@ -50,11 +52,19 @@ impl Pool {
     /// Makes an empty pool of at most `per_address` connections to each address.
     pub fn new(identity: Identity, per_address: usize, dial_limit: Duration) -> Pool {
         Pool {
+            sender: AtomicU64::new(identity.sender),
             identity,
             per_address,
             dial_limit,
             addresses: Mutex::new(HashMap::new()),
             dials: AtomicU64::new(0),
+        }
+    }
+
+    /// Has connections say from now on that they are of this member. Those that said something else are not used again.
+    pub fn speak_as(&self, sender: u64) {
+        if self.sender.swap(sender, Ordering::Relaxed) != sender {
+            lock(&self.addresses).clear();
         }
     }
 
@@ -121,7 +131,8 @@ impl Pool {
         }
         self.dials.fetch_add(1, Ordering::Relaxed);
         let left = deadline.saturating_duration_since(Instant::now());
-        let dialled = Connection::connect(address, &self.identity, left.min(self.dial_limit)).await;
+        let identity = Identity { sender: self.sender.load(Ordering::Relaxed), ..self.identity.clone() };
+        let dialled = Connection::connect(address, &identity, left.min(self.dial_limit)).await;
         let mut state = lock(&known.state);
         match dialled {
             Ok((connection, _)) => {

@@ -7,7 +7,7 @@ use kvhive_protocol::control::{
 };
 use kvhive_protocol::emptying::{MAX_EMPTIED_TOLD, MAX_FRAME_SIZES, MAX_LOST_NAMED};
 use kvhive_protocol::handshake::Role;
-use kvhive_protocol::load::{MAX_HOT_SLOTS, MAX_TENANT_LOADS};
+use kvhive_protocol::load::{MAX_HOT_SLOTS, MAX_SLOTS_TOLD, MAX_TENANT_LOADS};
 use kvhive_protocol::routing::MAX_ROUTE_BYTES;
 use kvhive_protocol::scaling::REUSE_BUCKETS;
 use kvhive_protocol::strategy::MAX_LOAD_REPORTS;
@@ -35,6 +35,7 @@ const MAX_BEAT_BYTES: usize = 4096
             + 512 * MAX_LOAD_REPORTS
             + 9 * REUSE_BUCKETS
             + 24 * MAX_FRAME_SIZES
+            + 18 * MAX_SLOTS_TOLD
             + 112 * MAX_EMPTIED_TOLD
             + 18 * MAX_LOST_NAMED);
 
@@ -145,6 +146,7 @@ fn allowed(role: Role, request: &ControlRequest) -> Result<(), WireError> {
                 | Command::Register(_)
                 | Command::MarkDown { .. }
                 | Command::RecordLoad { .. }
+                | Command::RecordStretch { .. }
                 | Command::PlaceSlots { .. }
                 | Command::Balance { .. }
                 | Command::Record(_)
@@ -272,6 +274,7 @@ mod tests {
             strategies,
             work,
             frames: vec![Default::default(); MAX_FRAME_SIZES],
+            moving: vec![Default::default(); MAX_SLOTS_TOLD],
             given: vec![Default::default(); MAX_EMPTIED_TOLD],
             displaced: vec![Default::default(); MAX_EMPTIED_TOLD],
             losses: (0..MAX_EMPTIED_TOLD).map(losses).collect(),

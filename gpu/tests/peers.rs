@@ -97,6 +97,18 @@ fn frames_go_from_one_gpu_to_another_and_within_one() {
 }
 
 #[test]
+fn frames_go_between_two_devices_of_one_gpu() {
+    let fake = Fake::new();
+    let cuda = fake.cuda().expect("it works");
+    let end = || End::new(CudaDevice::new(cuda.open(0).expect("it works"), 64 << 20).expect("it works"));
+    let (one, other) = (end(), end());
+    goes_over(&one, &other);
+    goes_over(&other, &one);
+    drop((one, other, cuda));
+    assert!(fake.is_clean());
+}
+
+#[test]
 fn a_gpu_that_reaches_another_keeps_the_contract_beside_it() {
     let fake = Fake::new();
     let [one, other] = two(&fake, Patience::default());

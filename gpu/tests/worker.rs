@@ -14,7 +14,9 @@ use kvhive_gpu::worker::{
     Answer, Command, Extent, Heard, PairId, Rank, Setup, TellError, TransferId, UniqueId, Why, Worker, serve,
 };
 use nccl_rs::{Comm, Config, Nccl, Span, State, Version};
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, send, socketpair};
+use rustix::process::{WaitOptions, waitpid};
 use std::io::{BufRead, BufReader};
 use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
@@ -552,7 +554,10 @@ fn a_worker_that_cannot_start_says_why_or_is_ended() {
     for call in calls {
         let (_worker, heard) = begin(&end.setup, &place.environment, &format!("{call}:1:700"), &end.slab);
         let first = heard.recv_timeout(LONGER).expect("it answers");
-        assert!(matches!(&first, Heard::Answer(Answer::Unfit { said }) if said.contains(call)), "{first:?}");
+        assert!(
+            matches!(&first, Heard::Answer(Answer::Unfit { is_lasting: false, said }) if said.contains(call)),
+            "{first:?}"
+        );
         let (_worker, heard) = begin(&setup, &place.environment, &format!("{call}:1:hang"), &end.slab);
         let told = [(); 2].map(|()| heard.recv_timeout(LONGER).expect("it is heard"));
         let is_ended = matches!(&told, [Heard::Gone, Heard::Ended(status)] if status.signal() == Some(6));
@@ -669,25 +674,26 @@ fn what_makes_no_sense_is_refused_and_costs_the_pair() {
 fn a_machine_without_what_it_takes_is_told_of() {
     let place = Place::fake();
     let end = End::start(&place, 0, "");
-    let unfit = |setup: &Setup, change: (&'static str, &str)| {
+    let unfit = |setup: &Setup, change: (&'static str, &str), wanted: bool| {
         let mut environment = place.environment.clone();
         environment.push((change.0, change.1.to_owned()));
         let (_worker, heard) = begin(setup, &environment, "", &end.slab);
         let first = heard.recv_timeout(LONGER).expect("it answers");
-        let Heard::Answer(Answer::Unfit { said }) = first else { panic!("{first:?}") };
+        let Heard::Answer(Answer::Unfit { is_lasting, said }) = first else { panic!("{first:?}") };
+        assert_eq!(is_lasting, wanted, "{said}");
         let rest = [(); 2].map(|()| heard.recv_timeout(LONGER).expect("it ends"));
         assert!(matches!(&rest, [Heard::Gone, Heard::Ended(_)]), "{rest:?}");
         said
     };
-    let said = unfit(&end.setup, ("KVHIVE_NCCL", "/nowhere/libnccl.so.2"));
+    let said = unfit(&end.setup, ("KVHIVE_NCCL", "/nowhere/libnccl.so.2"), true);
     assert!(said.contains("NCCL is not on this machine") && said.contains("/nowhere"), "{said}");
-    let said = unfit(&end.setup, ("LD_LIBRARY_PATH", "/nowhere"));
+    let said = unfit(&end.setup, ("LD_LIBRARY_PATH", "/nowhere"), true);
     assert!(said.contains("CUDA's driver is not on this machine"), "{said}");
-    let said = unfit(&Setup { slab_bytes: 1 << 40, ..end.setup.clone() }, ("A", ""));
+    let said = unfit(&Setup { slab_bytes: 1 << 40, ..end.setup.clone() }, ("A", ""), false);
     assert!(said.contains("cuMem"), "{said}");
-    let said = unfit(&Setup { gpu: 7, ..end.setup.clone() }, ("A", ""));
+    let said = unfit(&Setup { gpu: 7, ..end.setup.clone() }, ("A", ""), true);
     assert!(said.contains("there is no GPU 7"), "{said}");
-    let said = unfit(&end.setup, ("KVHIVE_FAKE_NCCL_VERSION", "21803"));
+    let said = unfit(&end.setup, ("KVHIVE_FAKE_NCCL_VERSION", "21803"), true);
     assert!(said.contains("2.18.3"), "{said}");
 }
 
@@ -707,6 +713,32 @@ fn what_is_no_worker_is_heard_to_be_gone() {
         assert!(matches!(&told, [Heard::Gone, Heard::Ended(_)]), "{script}: {told:?}");
         assert_eq!(worker.tell(&Command::End), Err(TellError::Gone));
     }
+}
+
+/// Started by the test that follows where no thread can be.
+#[test]
+#[ignore = "is started by another test"]
+fn no_threads() {
+    let lent = tempfile::tempfile().expect("there is room");
+    let mut program = std::process::Command::new("sleep");
+    program.arg("1000");
+    let started = Worker::start(program, &Setup::default(), lent.into(), |_| {});
+    assert_eq!(started.err().map(|error| error.kind()), Some(std::io::ErrorKind::WouldBlock));
+    let left = waitpid(None, WaitOptions::NOHANG);
+    assert!(matches!(left, Err(Errno::CHILD)), "a process is left that nobody waits for: {left:?}");
+}
+
+#[test]
+fn a_worker_that_nobody_would_hear_is_not_left() {
+    let mut program = std::process::Command::new(std::env::current_exe().expect("a test is a program"));
+    // No thread has so large a stack.
+    program
+        .args(["--exact", "no_threads", "--ignored", "--nocapture"])
+        .env("RUST_MIN_STACK", (1u64 << 60).to_string());
+    let output = program.output().expect("it starts");
+    let said =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}");
 }
 
 #[test]

@@ -14,6 +14,7 @@ use kvhive_cache::{BlockId, Fate, Fills, Nearest, Pass, Round, Unsettled};
 use kvhive_protocol::control::MAX_UNREACHED;
 use kvhive_protocol::data::{About, StoreBlock};
 use kvhive_protocol::emptying::Given;
+use kvhive_protocol::load::{MAX_SLOTS_TOLD, SlotGiven};
 use kvhive_protocol::trace::SpanKind;
 use kvhive_protocol::{BlockKey, ClusterMap, DeviceId, Epoch, LayoutFingerprint, MemberId, Slot, TenantId};
 use kvhive_wire::Fault;
@@ -79,6 +80,11 @@ impl Giving {
     /// Returns what `source` has given of the slots of each member that is being emptied.
     pub(crate) fn given(&self, source: DeviceId) -> Vec<(MemberId, Given)> {
         self.fills().given(source)
+    }
+
+    /// Returns what `source` has given so far of slots that are on their way from it.
+    pub(crate) fn moving(&self, source: DeviceId) -> Vec<SlotGiven> {
+        self.fills().moving(source, MAX_SLOTS_TOLD)
     }
 
     /// Returns whom `source` is to give blocks to and who does not answer.

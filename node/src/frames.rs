@@ -215,6 +215,14 @@ impl FreshGpu {
         Some(pieces.into_iter().zip(frames).map(of_block).collect())
     }
 
+    /// Has a sealed frame's bytes come, of this GPU or of one that it reaches, and calls `done` when they are there, or are not.
+    pub(crate) fn take(self, from: GpuFrame, done: impl FnOnce(Option<FreshGpu>) + Send + 'static) {
+        let (device, own) = (self.device.clone(), self.device);
+        device.take(from.frame, self.frame, move |ended| {
+            done(ended.ok().map(|frame| FreshGpu { device: own, frame, here: None }));
+        });
+    }
+
     /// Is whole: what it holds was written on its GPU.
     pub(crate) fn written(self) -> Frame {
         Frame::Gpu(GpuFrame { device: self.device, frame: self.frame.seal() })

@@ -5,7 +5,7 @@
 use crate::actors::shrink::Shrunk;
 use crate::disk::{Payload, Place};
 use crate::far::{FarGuard, Source, Unsound};
-use crate::frames::{Brought, Frame, Fresh, FreshGpu};
+use crate::frames::{Brought, Frame, Fresh, FreshGpu, GpuFrame};
 use kvhive_cache::{BlockId, CopyTicket, ShrinkTicket, WriteTicket};
 use kvhive_gpu::worker::Extent;
 use kvhive_gpu::{ReadFrame, SharedPlace};
@@ -281,6 +281,21 @@ impl WriteGuard {
         };
         let returns = self.returns.clone();
         Some(Landing(Way::Landed(Verified { frame: Some(frame), header, ticket, returns, is_taken: false })))
+    }
+
+    /// Has the bytes of another frame come to its own, both on GPUs of this process. None where they do not, or not in time.
+    pub(crate) async fn filled_from(mut self, from: GpuFrame) -> Option<WriteGuard> {
+        let on_gpu = |write: &mut Write| matches!(write.frame, Fresh::Gpu(_));
+        let Write { frame, header, ticket } = self.write.take_if(on_gpu)?;
+        let Fresh::Gpu(frame) = frame else { return None };
+        let (tell, told) = oneshot::channel();
+        let (limit, returns) = (frame.limit(), self.returns.clone());
+        frame.take(from, move |taken| match taken {
+            // Nobody may be waiting: then its write is over.
+            Some(frame) => drop(tell.send(WriteGuard::new(Fresh::Gpu(frame), header, ticket, returns))),
+            None => returns.push(Return::Write(ticket)),
+        });
+        timeout(limit, told).await.ok()?.ok()
     }
 
     /// Takes the digests of frames that were written on their GPU, there. None when it does not give them in time.

@@ -180,6 +180,7 @@ impl Membership {
             let is_as_registered = self.known_emptied.load(Ordering::SeqCst) == *self.emptied.borrow();
             load.filled = if is_as_registered { filled } else { Vec::new() };
             load.given = self.replicator.giving.given(device);
+            load.moving = self.replicator.giving.moving(device);
             load.unreached = self.replicator.giving.unreached(device);
             devices.push(load);
         }

@@ -146,6 +146,7 @@ fn record(sources: &Sources, devices: &[Option<(ShardStats, CodecUses)>]) {
         ("kvhive_node_handshakes_refused_total", &counters.refused_handshakes),
         ("kvhive_node_fetched_bytes_total", &counters.fetched_bytes),
         ("kvhive_node_shown_bytes_total", &counters.shown_bytes),
+        ("kvhive_node_peer_bytes_total", &counters.peer_bytes),
         ("kvhive_node_gathered_bytes_total", &counters.gathered_bytes),
         ("kvhive_node_scattered_bytes_total", &counters.scattered_bytes),
         ("kvhive_node_stage_failures_total", &counters.stage_failures),

@@ -9,7 +9,7 @@ use crate::ids::{ClusterId, Epoch, Era, Generation, MemberId, RequestId, TenantI
 use crate::level::Level;
 use crate::map::Settings;
 use crate::pins::Pin;
-use crate::scaling::{Observation, ScalingChange, ScalingPolicy};
+use crate::scaling::{Observation, ScalingChange, ScalingPolicy, Stretch};
 use crate::tenant::{RulesChange, TenantRules};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -197,6 +197,11 @@ pub enum Command {
         /// How many there are to be.
         to: u32,
     },
+    /// What sizes of the cluster would have covered in a stretch of time, for whoever leads next to go on from.
+    RecordStretch {
+        /// The figures.
+        stretch: Stretch,
+    },
 }
 
 impl Command {
@@ -231,6 +236,7 @@ impl Command {
             Command::ScaleBeyond { .. } => "scale-beyond",
             Command::Empty { .. } => "empty",
             Command::EmptyForSize { .. } => "empty-for-size",
+            Command::RecordStretch { .. } => "record-stretch",
         }
     }
 
@@ -242,6 +248,7 @@ impl Command {
             Command::SetCordon { .. } => Level::CORDONS,
             Command::ScaleBeyond { .. } | Command::Empty { .. } => Level::CHECKED,
             Command::EmptyForSize { .. } => Level::SIZES,
+            Command::RecordStretch { .. } => Level::DAYS,
             // It came with another form of the state, which no build of before reads: whoever reads it knows the command. Held back by a level, it
             // would leave clears unacknowledged in clusters that keep below one by `max_level`.
             Command::MarkEnded { .. } => Level::FIRST,

@@ -1,5 +1,6 @@
 //! Errors as they travel: what a peer may do differently about each.
 
+use crate::counted::{counted, counted_are};
 use crate::{DeviceId, Epoch, Level, TenantId};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -156,8 +157,9 @@ pub enum WireError {
     AskedOtherwise,
     /// The policy's floor and ceiling stand against a size: change them, or go beyond them.
     #[error(
-        "{size} members are asked for, and the policy allows {floor} to {ceiling}: change it (`kvhive scale set`), give up the size \
-         (`--automatic`), or go beyond it (`kvhive scale to {size} --beyond-policy`, `\"force\": true`)"
+        "{} asked for, and the policy allows {floor} to {ceiling}: change it (`kvhive scale set`), give up the size \
+         (`--automatic`), or go beyond it (`kvhive scale to {size} --beyond-policy`, `\"force\": true`)",
+        counted_are(*size, "member")
     )]
     BeyondPolicy {
         /// The size that an operator asks for, or has asked for.
@@ -169,13 +171,14 @@ pub enum WireError {
     },
     /// The others have too little room for what a member holds that is to be emptied.
     #[error(
-        "{member}{} {blocks} blocks of {bytes} bytes that others are to take or may have let go, and these have {free_bytes} bytes free: \
+        "{member}{} {} of {bytes} bytes that others are to take or may have let go, and these have {free_bytes} bytes free: \
          {short_bytes} bytes have no room where they would go. Start a node, or say that blocks may be lost (`may_lose`, `--yes`)",
         match beside {
             0 => " holds".to_owned(),
             1 => " and the one that is being emptied already hold together".to_owned(),
             others => format!(" and the {others} that are being emptied already hold together"),
-        }
+        },
+        counted(*blocks, "block")
     )]
     TooLittleRoom {
         /// Its name.

@@ -27,8 +27,10 @@ impl Level {
     pub const SIZES: Level = Level(6);
     /// Memory that peers on one host look at; blocks that go from GPU to GPU.
     pub const LINKS: Level = Level(7);
+    /// What sizes of the cluster would have covered over a day, which coordinators agree on.
+    pub const DAYS: Level = Level(8);
     /// The newest that this build speaks.
-    pub const NEWEST: Level = Level::LINKS;
+    pub const NEWEST: Level = Level::DAYS;
     /// The oldest that this build speaks: that of the build before it.
     pub const OLDEST: Level = Level::FIRST;
 }

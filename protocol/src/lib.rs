@@ -8,6 +8,7 @@ pub mod block;
 pub mod codec;
 mod command;
 pub mod control;
+mod counted;
 pub mod data;
 pub mod emptying;
 pub mod engines;
@@ -41,6 +42,7 @@ pub mod trace;
 pub mod watch;
 
 pub use block::{BlockDigest, BlockHeader, HeaderError};
+pub use counted::{counted, counted_are};
 pub use error::{StillServing, WireError};
 pub use events::{ClusterEvent, EventKind, LogEntry, Note, Origin, Reason, Subject};
 pub use ids::{ClusterId, DeviceId, Epoch, Era, Generation, MemberId, RequestId, Slot, TenantId};

@@ -63,6 +63,17 @@ pub enum PairState {
 }
 
 impl PairState {
+    /// All of them.
+    pub const ALL: [PairState; 7] = [
+        PairState::Idle,
+        PairState::Offered,
+        PairState::Joining,
+        PairState::Ready,
+        PairState::Busy,
+        PairState::Aborting,
+        PairState::Cold,
+    ];
+
     /// Returns its name.
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -13,6 +13,8 @@ pub const MAX_TENANT_SUMS: usize = 4096;
 pub const MAX_HOT_SLOTS: usize = 64;
 /// The most of them that an overview of the whole cluster carries.
 pub const MAX_HOTTEST: usize = 32;
+/// The most slots of which one device tells what it has given so far: as many as it usually gives at a time.
+pub const MAX_SLOTS_TOLD: usize = 64;
 /// What a request counts as beside its bytes, in bytes: one without any is work too.
 pub const REQUEST_BYTES: u64 = 16 << 10;
 
@@ -27,6 +29,17 @@ pub struct Work {
     pub wait_us: u32,
     /// The slots that are read most, ascending, each with its part of the rate; at most [`MAX_HOT_SLOTS`].
     pub hot: Vec<(Slot, u64)>,
+}
+
+/// What one device has given so far of a slot that is on its way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct SlotGiven {
+    /// Which.
+    pub slot: Slot,
+    /// Blocks that another device did not have and has now.
+    pub moved_blocks: u64,
+    /// Their bytes.
+    pub moved_bytes: u64,
 }
 
 /// One tier of a device.

@@ -9,6 +9,8 @@ pub const OBSERVATION_SECONDS: u64 = 300;
 pub const MAX_OBSERVATIONS: usize = 4032;
 /// The most members that a policy names.
 pub const MAX_SIZE: u32 = 1024;
+/// The longest time that a policy names, in seconds.
+pub const MAX_WAIT_S: u32 = 86_400;
 /// Buckets of reuse distances.
 pub const REUSE_BUCKETS: usize = 128;
 /// Buckets an octave has.
@@ -25,6 +27,49 @@ pub struct Observation {
     pub covered: u64,
     /// Bytes of blocks taken in that were not there: what the working set grew by.
     pub new_bytes: u64,
+}
+
+/// The most stretches of time of which it is remembered what sizes would have covered: a day of them.
+pub const MAX_STRETCHES: usize = 288;
+
+/// What sizes of the cluster would have covered in one stretch of time, of what any size would have. Shares are in millionths.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Stretch {
+    /// Which, as of [`Observation::bucket`].
+    pub bucket: u64,
+    /// The fewest members that the policy allowed.
+    pub floor: u32,
+    /// The most.
+    pub ceiling: u32,
+    /// Keys asked that any size would have covered.
+    pub asked: u64,
+    /// What the fewest would have covered of them.
+    pub least_ppm: u32,
+    /// What the most would have.
+    pub most_ppm: u32,
+    /// What as many as there were would have.
+    pub got_ppm: u32,
+    /// What was aimed at.
+    pub aimed_ppm: u32,
+}
+
+impl Stretch {
+    /// Says what is impossible of it.
+    ///
+    /// # Errors
+    /// The figure, its value and what is allowed.
+    pub fn check(&self) -> Result<(), String> {
+        let within = |name: &str, value: u32, least: u32, most: u32| {
+            if (least..=most).contains(&value) {
+                return Ok(());
+            }
+            Err(format!("{name} of a stretch of time is {value}, allowed is {least} to {most}"))
+        };
+        within("floor", self.floor, 1, MAX_SIZE)?;
+        within("ceiling", self.ceiling, self.floor, MAX_SIZE)?;
+        let shares = [self.least_ppm, self.most_ppm, self.got_ppm, self.aimed_ppm];
+        shares.into_iter().try_for_each(|share| within("a share", share, 0, 1_000_000))
+    }
 }
 
 /// How a device would have done with more or less room. Counters count since the device's start.
@@ -168,9 +213,9 @@ impl ScalingPolicy {
         within("floor", self.floor, 1, MAX_SIZE)?;
         within("ceiling", self.ceiling, self.floor, MAX_SIZE)?;
         within("keep_per_mille", u32::from(self.keep_per_mille), 500, 1000)?;
-        within("up_cooldown_s", self.up_cooldown_s, 0, 86_400)?;
-        within("down_cooldown_s", self.down_cooldown_s, 0, 86_400)?;
-        within("look_ahead_s", self.look_ahead_s, 0, 86_400)?;
+        within("up_cooldown_s", self.up_cooldown_s, 0, MAX_WAIT_S)?;
+        within("down_cooldown_s", self.down_cooldown_s, 0, MAX_WAIT_S)?;
+        within("look_ahead_s", self.look_ahead_s, 0, MAX_WAIT_S)?;
         within("max_queue_us", self.max_queue_us, 100, 60_000_000)?;
         match self.manual {
             // An operator may go beyond what the policy allows.

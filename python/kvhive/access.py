@@ -64,6 +64,8 @@ class Options(TypedDict, total=False):
     """How long matched blocks are kept from eviction, so that they can be fetched. As usual 2."""
     raw_reads: bool
     """Whether nodes decode what is stored encoded, so that nothing but raw blocks arrives. As usual not."""
+    gpu_stages: bool
+    """Whether blocks in a GPU's memory go to GPUs of nodes on this host, and come from them, without the host's memory. As usual they do."""
 
 
 def connect(
@@ -93,6 +95,7 @@ def connect(
         options.get("connections_per_member", 4),
         options.get("hold", 2.0),
         options.get("raw_reads", False),
+        options.get("gpu_stages", True),
     )
 
 

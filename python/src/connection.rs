@@ -137,6 +137,7 @@ impl Connection {
         connections_per_member: usize,
         hold: f64,
         raw_reads: bool,
+        gpu_stages: bool,
     ) -> PyResult<Operation> {
         let begin = || -> Result<Operation, Failure> {
             let config = ClientConfig {
@@ -146,6 +147,7 @@ impl Connection {
                 hold: seconds("hold", hold)?,
                 tls: self::tls(tls, None)?,
                 raw_reads,
+                gpu_stages,
                 ..ClientConfig::new(coordinators, token)
             };
             let crew = Crew::of_process()?;
@@ -191,7 +193,7 @@ impl Connection {
         let mut lent = Lent::take_anywhere(targets, blocks.block_bytes(), Use::Write)?;
         let range = range(&names, start, &lent).map_err(|failure| failure.raise(py))?;
         Ok(Operation::lending(&self.0, async move {
-            let report = transfers::fetch(&blocks, &names, range, &mut lent).await?;
+            let report = transfers::fetch(&blocks, &names, range, (&mut lent, 0)).await?;
             Ok((PyFetchReport::of(&report, start), lent))
         }))
     }
@@ -222,7 +224,7 @@ impl Connection {
         let mut lent = Lent::take_anywhere(sources, blocks.block_bytes(), Use::Read)?;
         let range = range(&names, start, &lent).map_err(|failure| failure.raise(py))?;
         Ok(Operation::lending(&self.0, async move {
-            let report = transfers::store(&blocks, &names, range, &mut lent, options).await?;
+            let report = transfers::store(&blocks, &names, range, (&mut lent, 0), options).await?;
             Ok((PyStoreReport::of(&report, start), lent))
         }))
     }
@@ -331,6 +333,9 @@ impl Connection {
             ("busy", stats.busy),
             ("hedges", stats.hedges),
             ("dials", stats.dials),
+            ("bytes_fetched_on_gpu", stats.bytes_fetched_on_gpu),
+            ("bytes_stored_on_gpu", stats.bytes_stored_on_gpu),
+            ("stage_fallbacks", stats.stage_fallbacks),
         ]
     }
 }

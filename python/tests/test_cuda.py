@@ -17,6 +17,7 @@ import sys
 
 import kvhive
 import numpy as np
+from kvhive._native import EngineCourier, EnginePlanner
 
 LAYOUT = kvhive.Layout(layers=2, kv_heads=2, head_dim=16, tokens=16, dtype="float16")
 SIZE = LAYOUT.block_bytes
@@ -121,6 +122,70 @@ with kvhive.EmbeddedNode(memory=4 << 20, block_bytes=SIZE, gpu=1) as node, node.
     for there in (np.zeros(4 * SIZE, np.uint8), np.zeros(4 * SIZE, np.uint8)):
         assert client.fetch_into(prompt, there).delivered == 4 and (there == computed).all()
     assert client.fetch_into(prompt, Tensor(there)).delivered == 4 and (there == computed).all()
+    # By the host's memory: in one process a stage of one GPU is not lent to another.
+    stats = client.stats()
+    assert stats["bytes_stored_on_gpu"] == stats["bytes_fetched_on_gpu"] == 0 and stats["stage_fallbacks"] == 1
+
+# Blocks of the GPU that the node has go over a stage, and are the same blocks.
+with kvhive.EmbeddedNode(memory=4 << 20, block_bytes=SIZE, gpu=1) as node:
+    computed = np.arange(4 * SIZE, dtype=np.uint32).astype(np.uint8)
+    for codec, gpu_stages in (("raw", True), ("int8", True), ("raw", False)):
+        with node.client(gpu_stages=gpu_stages) as client:
+            prompt = client.namespace(f"{codec} {gpu_stages}", LAYOUT).keys(range(64))
+            assert client.store_from(prompt, Tensor(computed, 1), codec=codec).acknowledged == 4
+            here, there = np.zeros(4 * SIZE, np.uint8), np.zeros(4 * SIZE, np.uint8)
+            assert client.fetch_into(prompt, [Tensor(there[: 3 * SIZE], 1), Tensor(there[3 * SIZE :], 1)]).delivered == 4
+            stats = client.stats()
+            assert stats["bytes_stored_on_gpu"] == gpu_stages * stats["bytes_stored"] and stats["bytes_stored"] > 0
+            assert stats["bytes_fetched_on_gpu"] == gpu_stages * stats["bytes_fetched"] and stats["bytes_fetched"] > 0
+            assert client.fetch_into(prompt, here).delivered == 4 and (here == there).all()
+            assert codec != "raw" or (there == computed).all()
+            # What is not there leaves the memory alone.
+            longer, there = client.namespace(f"{codec} {gpu_stages}", LAYOUT).keys(range(96)), np.full(6 * SIZE, 7, np.uint8)
+            report = client.fetch_into(longer, Tensor(there, 1))
+            assert report.delivered == 4 and sorted(report.missed) == [4, 5]
+            assert (there[: 4 * SIZE] == here).all() and (there[4 * SIZE :] == 7).all()
+            assert stats["stage_fallbacks"] == 0
+
+# An engine's worker whose blocks on their way are a GPU's.
+with kvhive.EmbeddedNode(memory=4 << 20, block_bytes=4096, gpu=1) as node:
+
+    def courier():
+        said = {"coordinators": node.coordinators, "token": node.token, "tls": None, "tenant": "default", "model": "engine"}
+        said |= {"rank": 0, "groups": [(16, None)], "hash_tokens": 16, "block_bytes": [4096], "wait": 5.0, "asks": 4}
+        return EngineCourier(**said, memory=1 << 20, allocate=lambda size: Tensor(np.empty(size, np.uint8), 1))
+
+    def planner():
+        said = {"groups": [(16, None)], "hash_tokens": 16, "ranks": 1, "wait": 5.0, "asks": 4, "least_tokens": 1}
+        return EnginePlanner(**said, loads=True, saves=True, known=60.0)
+
+    def heard(worker, plan):
+        worker.told(plan.orders())
+        if reports := worker.reports():
+            plan.heard(reports)
+
+    def matched(worker, plan, request):
+        while (found := plan.matched(request, 0, 65, names)) is None:
+            heard(worker, plan)
+        return found
+
+    names = [bytes([at]) * 8 for at in range(4)]
+    saver, plan = courier(), planner()
+    assert matched(saver, plan, "r") == 0
+    plan.allocated("r", [[1, 2, 3, 4, 5]], 0)
+    plan.scheduled("r", [[1, 2, 3, 4, 5]], True, 65, names)
+    saver.told(plan.orders())
+    for number, _, rows in saver.saves():
+        saver.store(number, Tensor(np.repeat(np.array(rows, np.uint8), 4096), 1))
+    assert saver.flush(30.0)
+    loader, plan = courier(), planner()
+    assert matched(loader, plan, "s") == 64
+    plan.allocated("s", [[1, 2, 3, 4, 5]], 64)
+    loader.told(plan.orders())
+    [(number, [(memory, row, rows)])] = loader.loads()
+    assert memory.array.reshape(-1, 4096)[row : row + 4, 0].tolist() == [1, 2, 3, 4] == rows
+    loader.loaded(number)
+    assert dict(saver.figures())["bytes_stored_on_gpu"] == dict(loader.figures())["bytes_fetched_on_gpu"] == 4 * 4096
 refused(
     kvhive.NodeError,
     "device 1: there is no GPU 2: this process sees 2",

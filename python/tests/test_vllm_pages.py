@@ -30,6 +30,19 @@ BLOCKS_FIRST = [Placement("a", 0, 128, 64), Placement("b", 64, 128, 64)]
 ODD = [Placement("a", 0, 63, 63), Placement("b", 633, 63, 63)]
 
 
+def test_what_stays_on_the_device_is_the_same() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU is here")
+    raw, other = numbered(1280, "cuda"), numbered(1280, "cuda").flip(0)
+    pages = Pages({"a": raw, "b": raw}, BLOCKS, [LAYERS_FIRST], stays=True)
+    saved = pages.save(0, [7, 2])
+    assert saved.device.type == "cuda" and pages.memory(10).device.type == "cuda"
+    into = Pages({"a": other, "b": other}, BLOCKS, [LAYERS_FIRST], stays=True)
+    into.load(0, into.memory(saved.numel()).copy_(saved), 1, [4])
+    for place in LAYERS_FIRST:
+        assert torch.equal(page(other, place, 4), page(raw, place, 2))
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("places", [LAYERS_FIRST, HEADS_APART, BLOCKS_FIRST, ODD], ids=["layers", "heads", "blocks", "odd"])
 def test_what_is_saved_is_what_is_loaded(places: list[Placement], device: str) -> None:

@@ -365,3 +365,21 @@ fn replay_and_simulation_agree_within_a_point() {
         assert!(!simulated[field].is_null(), "{field}");
     }
 }
+
+#[test]
+fn a_new_cluster_takes_other_ports_where_one_was_lost_and_one_that_was_there_says_which() {
+    let cluster =
+        Cluster::start(&["--coordinators", "1", "--nodes", "1", "--devices", "1", "--device-memory", "4MiB"]);
+    let address = || {
+        let status = cluster.status();
+        status["nodes"][0]["data_address"].as_str().expect("it has registered").to_owned()
+    };
+    let lost = address();
+    run(&["down", "--dir", cluster.dir()]).expect("it ends");
+    let _held = std::net::TcpListener::bind(&lost).expect("it is free again");
+    let up = ["up", "--detach", "--dir", cluster.dir()];
+    let error = run(&up).expect_err("its port is taken").to_string();
+    assert!(error.contains(&format!("cannot listen on {lost}")), "{error}");
+    run(&[&up[..], &["--just-made"]].concat()).expect("there are other ports");
+    assert_ne!(address(), lost);
+}

@@ -289,6 +289,10 @@ fn what_is_refused_moves_no_leadership_and_without_a_majority_one_tells_what_it_
     assert_eq!(refused["status"], 503, "{refused}");
     let said = refused["detail"].as_str().unwrap_or_default();
     assert!(said.starts_with("no coordinator does it now: http"), "{said}");
+    // Nobody is waited for whom no leader could hear.
+    let refused = problem(&cluster, &["raft", "promote", &killed]);
+    let said = refused["detail"].as_str().unwrap_or_default();
+    assert!(said.starts_with("nobody leads the coordinators"), "{refused}");
     let refused = problem(&cluster, &["raft", "transfer"]);
     assert_eq!(refused["code"], "usage", "{refused}");
     let refused = problem(&cluster, &["status", "--admin", "http://127.0.0.1:1"]);

@@ -116,6 +116,16 @@ fn nodes_serve_on_while_a_majority_of_the_coordinators_is_gone() {
     assert!(is_well && said.contains("nobody leads the coordinators"), "{said}");
     let shown: Value = serde_json::from_str(&shown).expect("JSON");
     assert_eq!((&shown["leader"], shown["nodes"].as_array().map(Vec::len)), (&Value::Null, Some(2)));
+    let (_, shown, _) = asked(&cluster, &["status"]);
+    assert!(shown.contains("they tell it to who leads, and nobody does"), "{shown}");
+    // Nodes are tried all the same, and no line is as wide as what is said.
+    let (is_well, shown, _) = asked(&cluster, &["doctor"]);
+    assert!(!is_well && shown.contains("cluster: state"), "{shown}");
+    assert!(
+        ["node-1", "node-2"].iter().all(|name| shown.contains(&format!("cluster: node {name}"))),
+        "{shown}"
+    );
+    assert!(shown.lines().all(|line| line.chars().count() < 200), "{shown}");
 
     let _again: Vec<Respawned> = [&leader, other].map(|name| cluster.respawn(name)).into();
     cluster.until("leases", || {

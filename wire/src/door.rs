@@ -77,11 +77,12 @@ impl Door {
     /// [`io::ErrorKind::PermissionDenied`] where it is neither; else when the socket fails.
     pub async fn accept(&self) -> io::Result<Guest> {
         let (stream, _) = self.listener.accept().await?;
-        let user = sockopt::socket_peercred(&stream)?.uid.as_raw();
+        let peer = sockopt::socket_peercred(&stream)?;
+        let (user, process) = (peer.uid.as_raw(), peer.pid.as_raw_nonzero());
         if !may_look(user, rustix::process::geteuid().as_raw()) {
             return Err(io::Error::new(
                 io::ErrorKind::PermissionDenied,
-                format!("a process of user {user} is not let look"),
+                format!("process {process} of user {user} is not let look"),
             ));
         }
         Ok(Guest { stream })

@@ -6,7 +6,7 @@ use crate::fault::Fault;
 use kvhive_protocol::error::WireError;
 use kvhive_protocol::frame::{self, Kind};
 use kvhive_protocol::handshake::{self, Challenge, Hello, Proof, Role, TokenKey, Welcome};
-use kvhive_protocol::ids::ClusterId;
+use kvhive_protocol::ids::{ClusterId, MemberId};
 use kvhive_protocol::{Level, Levels};
 use kvhive_tls::{Callers, Refusal, Stream, Tls};
 use std::io;
@@ -57,6 +57,13 @@ pub struct Peer {
     pub speaks: Level,
     /// The cluster of the listening end, if it knows; on the connecting end only.
     pub cluster: Option<ClusterId>,
+}
+
+impl Peer {
+    /// Says whether the other end has said that it is this member.
+    pub fn is_of(&self, member: MemberId) -> bool {
+        self.sender == u64::from(member.0)
+    }
 }
 
 impl Connection {

@@ -48,7 +48,7 @@ impl Wait {
             // Also where no bar is seen.
             eprintln!(
                 "made; waiting for {waits}. A node that is gone is waited for no more once it is started anew or, by `kvhive drain \
-                 NODE --forget`, taken off the list"
+                 NODE --forget`, taken off the list; `--wait 30s` waits for no longer than that"
             );
             let style = ProgressStyle::with_template("{spinner} {elapsed} waiting for {wide_msg}")
                 .unwrap_or_else(|_| ProgressStyle::default_spinner());

@@ -11,10 +11,13 @@
 use super::end::{end, signal, stop_limit};
 use super::lock::{is_locked, lock};
 pub(crate) use super::shape::Shape;
+use crate::report;
 use crate::trust;
 use anyhow::{Context, Result, bail};
 pub(crate) use begin::{Begin, Begins};
 use kvhive_config::{ClusterConfig, LocalCluster};
+use ports::PortTaken;
+pub(crate) use ports::{PORT_IS_TAKEN, is_port_taken, start};
 pub(crate) use resize::wish;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
@@ -27,6 +30,7 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 mod begin;
+mod ports;
 mod resize;
 
 /// The token's file within the cluster's folder.
@@ -124,11 +128,11 @@ impl Running {
     }
 }
 
-/// Makes the cluster's folder, token and cluster file if they are not there.
+/// Makes the cluster's folder, token and cluster file if they are not there. Says whether it has made them.
 ///
 /// # Errors
 /// When the folder cannot be written, or holds a cluster already and `shape` asks for another.
-pub(crate) fn prepare(dir: &Path, shape: Option<Shape>, fresh: bool) -> Result<()> {
+pub(crate) fn prepare(dir: &Path, shape: Option<Shape>, fresh: bool) -> Result<bool> {
     if is_locked(dir)? {
         bail!(
             "a cluster already runs in {}; stop it with `kvhive down --dir {}`",
@@ -144,7 +148,7 @@ pub(crate) fn prepare(dir: &Path, shape: Option<Shape>, fresh: bool) -> Result<(
                 dir.display()
             );
         }
-        return Ok(());
+        return Ok(false);
     }
     // Refused before anything is removed.
     let shape = shape.unwrap_or_default();
@@ -184,7 +188,7 @@ pub(crate) fn prepare(dir: &Path, shape: Option<Shape>, fresh: bool) -> Result<(
         trust::make_local(dir)?;
     }
     fs::write(config, text)?;
-    Ok(())
+    Ok(true)
 }
 
 /// Writes the cluster file of a cluster of this shape.
@@ -203,7 +207,7 @@ fn describe(dir: &Path, shape: Shape) -> Result<String> {
         strategy: shape.strategy,
         tls: shape.tls,
         base_dir,
-        ports: ports(shape.coordinators, shape.nodes)?,
+        ports: ports::pick(shape.coordinators, shape.nodes)?,
     };
     Ok(cluster.config()?.to_toml().expect("a local cluster lists its nodes"))
 }
@@ -215,21 +219,6 @@ fn remove(path: &Path, how: impl Fn(&Path) -> std::io::Result<()>) -> Result<()>
         }
         _ => Ok(()),
     }
-}
-
-/// Picks two ports for each process: the documented ones where they are all free, else any free ones.
-fn ports(coordinators: u32, nodes: u32) -> Result<Vec<u16>> {
-    let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
-    let first =
-        (0..coordinators).map(|at| 7800 + 20 * at as u16).chain((0..nodes).map(|at| 7810 + 20 * at as u16));
-    let usual: Vec<u16> = first.flat_map(|port| [port, port + 1]).collect();
-    if usual.iter().all(|port| free(*port)) {
-        return Ok(usual);
-    }
-    // Held together until all are picked, so that no two are the same.
-    let held: Vec<TcpListener> =
-        (0..usual.len()).map(|_| TcpListener::bind(("127.0.0.1", 0))).collect::<Result<_, _>>()?;
-    held.iter().map(|listener| Ok(listener.local_addr()?.port())).collect()
 }
 
 /// A local cluster's processes, owned by the calling process; dropping it kills what still runs.
@@ -360,7 +349,14 @@ impl Cluster {
         let begun = Instant::now();
         loop {
             if let Some((id, status)) = self.dead()? {
-                bail!("{id} ended while starting ({status}); its log ends with:\n{}", self.log_tail(&id));
+                let said = format!(
+                    "{id} ended while starting ({status}); its log ends with:\n{}",
+                    self.log_tail(&id)
+                );
+                return match status.code() == Some(PORT_IS_TAKEN.into()) {
+                    true => Err(PortTaken(said).into()),
+                    false => Err(anyhow::Error::msg(said)),
+                };
             }
             let answer = admin.get::<serde_json::Value>("/v1/cluster");
             let state = match &answer {
@@ -395,7 +391,11 @@ impl Cluster {
         let slots = &status["slots"];
         let (unavailable, moving) = (&slots["unavailable"], &slots["moving"]);
         if up < nodes || silent > 0 {
-            return Err(format!("{up} of {nodes} nodes serve, {silent} devices have not reported"));
+            return Err(format!(
+                "{up} of {} serve, {} silent",
+                report::counted(nodes as u64, "node"),
+                report::counted_are(silent as u64, "device")
+            ));
         }
         // Slots settle at once where there is nothing; others are served while they move.
         if unavailable.as_u64() != Some(0) || is_empty && moving.as_u64() != Some(0) {

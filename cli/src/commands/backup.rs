@@ -90,15 +90,15 @@ impl Backup {
             return report::print_json(&said);
         }
         println!(
-            "{}: {} of cluster {} at entry {}, epoch {}: {} tenants, {} nodes. It holds the tenants' secrets: keep it as you keep the \
+            "{}: {} of cluster {} at entry {}, epoch {}: {}, {}. It holds the tenants' secrets: keep it as you keep the \
              cluster's token",
             self.file.display(),
             report::bytes(bytes.len() as u64),
             head.name,
             head.index,
             head.epoch,
-            head.tenants,
-            head.members
+            report::counted(head.tenants as u64, "tenant"),
+            report::counted(head.members as u64, "node")
         );
         Ok(())
     }
@@ -185,12 +185,12 @@ impl Restore {
             }));
         }
         println!(
-            "{} begins again from the backup of {}, at epoch {}: {} tenants, {} nodes",
+            "{} begins again from the backup of {}, at epoch {}: {}, {}",
             backup.head().name,
             report::utc(backup.head().at_ms),
             begun.epoch,
-            backup.head().tenants,
-            backup.head().members
+            report::counted(backup.head().tenants as u64, "tenant"),
+            report::counted(backup.head().members as u64, "node")
         );
         println!("start {}", voters.join(", "));
         for name in &learners {

@@ -75,11 +75,7 @@ impl Balance {
             false => {
                 println!(
                     "\n{} changed; `kvhive status` shows how many still move",
-                    if changes.len() == 1 {
-                        "a slot is".to_owned()
-                    } else {
-                        format!("{} slots are", changes.len())
-                    }
+                    report::counted_are(changes.len() as u64, "slot")
                 )
             }
         }

@@ -118,27 +118,32 @@ fn print_one(one: &Value) -> Result<()> {
     );
     for tier in list(&one["tiers"]) {
         println!(
-            "  {:<9} {} of {}, {} blocks, {} hits{}",
+            "  {:<9} {} of {}, {}, {}{}",
             text(tier, "tier"),
             size(tier, "used_bytes"),
             size(tier, "capacity_bytes"),
-            text(tier, "blocks"),
-            text(tier, "hits"),
+            number(tier, "blocks", "block"),
+            number(tier, "hits", "hit"),
             if tier["closed"] == true { "; it has failed" } else { "" }
         );
     }
     let traffic = &one["traffic"];
     if !traffic.is_null() {
         println!(
-            "  traffic   {} given out, {} taken in; {} blocks fetched, {} stored, {} evicted since its start",
+            "  traffic   {} given out, {} taken in; {} fetched, {} stored, {} evicted since its start",
             size(traffic, "read_bytes"),
             size(traffic, "written_bytes"),
-            text(traffic, "fetched_blocks"),
+            number(traffic, "fetched_blocks", "block"),
             text(traffic, "stored_blocks"),
             text(traffic, "evicted_blocks")
         );
     }
     Ok(())
+}
+
+/// Reads a number of things in words.
+fn number(value: &Value, field: &str, noun: &str) -> String {
+    value[field].as_u64().map_or_else(|| "-".to_owned(), |count| report::counted(count, noun))
 }
 
 #[cfg(test)]

@@ -20,6 +20,12 @@ use kvhive_config::Bytes;
 use serde_json::json;
 use std::path::PathBuf;
 
+/// Columns of the table whose lines are broken, and how wide each is at most.
+const WHAT: usize = 1;
+const FOUND: usize = 2;
+const ADVICE: usize = 3;
+const MOST_WIDE: u16 = 60;
+
 /// Check this host: limits, memory, disk, clock, GPU libraries, the cluster's reachability, engines; and say what to fix
 ///
 /// A host is healthy when nothing fails. Warnings cost speed or safety, not service. The cluster is the one that --admin or --coordinators
@@ -70,7 +76,7 @@ impl Doctor {
             });
             report::print_json(&report)?;
         } else {
-            print(&findings);
+            report::print_table(&tabled(&findings));
             let counted = |count: usize, noun| report::counted(count as u64, noun);
             println!(
                 "\n{}, {}, {failed} failed",
@@ -85,14 +91,16 @@ impl Doctor {
     }
 }
 
-fn print(findings: &[Finding]) {
+/// Makes a table of what was found. What is said at length, as why a cluster does not answer, is broken into lines.
+fn tabled(findings: &[Finding]) -> comfy_table::Table {
     let mut table = report::table(&["", "WHAT", "FOUND", "TO DO"]);
     for finding in findings {
         let what = format!("{}: {}", finding.area, finding.what);
         let advice = finding.advice.clone().unwrap_or_default();
         table.add_row([finding.state.as_str().to_owned(), what, finding.found.clone(), advice]);
     }
-    report::print_table(&table);
+    report::narrow(&mut table, &[WHAT, FOUND, ADVICE], MOST_WIDE);
+    table
 }
 
 /// Tells what blocks of a layout are.
@@ -116,4 +124,24 @@ fn layout(naming: &Naming) -> Finding {
         );
     }
     Finding::holds("engine", "layout", found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_at_length_makes_the_table_longer_and_not_wider() {
+        let each = "http://10.0.0.1:7800: no leader among the coordinators; ";
+        let findings = [
+            Finding::fails("cluster", "state", each.repeat(8), "see that a majority of them runs ".repeat(5)),
+            Finding::holds("host", "kernel", "6.1"),
+        ];
+        let table = tabled(&findings);
+        let widest = table.lines().map(|line| line.chars().count()).max().expect("there are lines");
+        assert!(widest < 170, "{table}");
+        let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        let shown = words(&table.to_string());
+        assert!(words(&findings[0].found).iter().all(|word| shown.contains(word)), "{table}");
+    }
 }

@@ -128,11 +128,12 @@ impl Drain {
                 println!("there is no node {}: nothing to undo", self.node);
                 return Ok(());
             }
+            let before: Value = admin.get(&path)?;
             let node: Value = admin.patch(&path, &json!({"drains": false}))?;
             if self.json {
                 return report::print_json(&node);
             }
-            println!("{} may hold slots again", self.node);
+            println!("{}", undone(&self.node, before["drains"] == true, node["cordoned"] == true));
             return Ok(());
         }
         if self.forget {
@@ -147,7 +148,13 @@ impl Drain {
         let before: Value = admin.get("/v1/cluster")?;
         // What has begun goes on, whatever room there is.
         let may = if self.yes || self.drains(&before) { MayLose::Anything } else { MayLose::Nothing };
-        if self.has_taker(&before)
+        if self.is_known_down(&before) {
+            // What it holds nobody has said since it went: its room would be that of nothing.
+            match self.no_wait {
+                true => eprintln!("{}", down(&self.node, "it is emptied when it is back")),
+                false => bail!("{}", self.is_down()),
+            }
+        } else if self.has_taker(&before)
             && let (Some(room), _) = drains::check(&admin, std::slice::from_ref(&self.node), may)?
         {
             eprintln!("{}", room.told());
@@ -270,11 +277,7 @@ impl Drain {
             bail!("no other node that is up could take the slots of {}: start one first", self.node);
         }
         if !self.no_wait && self.is_known_down(&before) {
-            bail!(
-                "{} is down: what only it holds cannot move. Start it first; or, if its process has ended for good, `kvhive drain {} --forget`",
-                self.node,
-                self.node
-            );
+            bail!("{}", self.is_down());
         }
         let mut patch = json!({"drains": true, "may_lose": self.yes});
         if let Some(reason) = &self.reason {
@@ -322,6 +325,12 @@ impl Drain {
         list(&status["nodes"]).iter().any(|node| {
             text(node, "name") != self.node && text(node, "state") == "up" && node["drains"] != json!(true)
         })
+    }
+
+    /// Says why a node that is down is not emptied.
+    fn is_down(&self) -> String {
+        let cannot = "what only it holds cannot move. Start it first; or, if its process has ended for good,";
+        down(&self.node, &format!("{cannot} `kvhive drain {} --forget`", self.node))
     }
 
     fn is_up(&self, status: &Value) -> bool {
@@ -416,78 +425,25 @@ impl Drain {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::io::{BufRead, BufReader, Read, Write};
-    use std::net::TcpListener;
+/// Says of a node that is down that nobody knows what it holds, and what follows.
+fn down(node: &str, so: &str) -> String {
+    format!(
+        "{node} is down, and what it holds is not known: its slots are served by those who have them too; {so}"
+    )
+}
 
-    /// A coordinator that gives `answer` to each first line of a request. Ends with the test's process.
-    fn coordinator(answer: fn(&str) -> String) -> (Target, tempfile::TempDir) {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
-        let url = format!("http://{}", listener.local_addr().expect("it is bound"));
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let mut stream = stream.expect("somebody asks");
-                let mut reader = BufReader::new(stream.try_clone().expect("a second hold"));
-                let (mut asked, mut length) = (String::new(), 0);
-                reader.read_line(&mut asked).expect("a request");
-                for line in reader.by_ref().lines() {
-                    let line = line.expect("readable").to_lowercase();
-                    if line.is_empty() {
-                        break;
-                    }
-                    if let Some(value) = line.strip_prefix("content-length: ") {
-                        length = value.parse().expect("a number");
-                    }
-                }
-                let mut body = vec![0; length];
-                reader.read_exact(&mut body).expect("a body");
-                let answer = answer(&asked);
-                let length = answer.len();
-                write!(
-                    stream,
-                    "HTTP/1.1 200 OK\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{answer}"
-                )
-                .expect("it reads");
-            }
-        });
-        let folder = tempfile::tempdir().expect("a folder");
-        let token_file = folder.path().join("token");
-        std::fs::write(&token_file, "a token of a test").expect("a file");
-        let dir = folder.path().to_owned();
-        (Target { admin: Some(url), token_file: Some(token_file), ca: None, dir }, folder)
-    }
-
-    #[test]
-    fn a_node_of_any_page_is_known() {
-        let (target, _folder) = coordinator(|asked| {
-            let (name, next) = if asked.contains("after=1 ") { ("node-2", "null") } else { ("node-1", "1") };
-            format!(r#"{{"members":[{{"name":"{name}"}}],"next":{next}}}"#)
-        });
-        let admin = target.resolve().expect("it says which");
-        for (name, known) in [("node-1", true), ("node-2", true), ("node-3", false)] {
-            assert_eq!(Drain::of(target.clone(), name).is_known(&admin).expect("an answer"), known, "{name}");
+/// Says what has come of the end of a drain: one that is cordoned is given no slots by that.
+fn undone(node: &str, drained: bool, cordoned: bool) -> String {
+    let ended = if drained { "is emptied no further" } else { "was not being emptied" };
+    match (drained, cordoned) {
+        (true, false) => format!("{node} may hold slots again"),
+        (false, false) => format!("{node} {ended}: nothing to undo"),
+        (_, true) => {
+            format!("{node} {ended}, and is cordoned: it is given no slots before `kvhive uncordon {node}`")
         }
     }
-
-    #[test]
-    fn a_node_that_gets_no_emptier_is_given_up() {
-        let (target, _folder) = coordinator(|_| {
-            let node = |name: &str| json!({"name": name, "state": "up", "drains": name == "node-2"});
-            json!({
-                "nodes": [node("node-1"), node("node-2")],
-                "devices": [{"node": "node-2", "slots": 7, "blocks": 9}],
-            })
-            .to_string()
-        });
-        let admin = target.resolve().expect("it says which");
-        let drain = Drain::of(target, "node-2").giving_up_after(Duration::ZERO);
-        let Err(error) = drain.empty(&admin) else { panic!("no slot leaves") };
-        let stalled = error.downcast_ref::<Stalled>().expect("it is told as such");
-        assert_eq!((stalled.node.as_str(), stalled.left), ("node-2", 7));
-        assert!(error.to_string().contains("7 slots of node-2 left"), "{error}");
-        let begun = drain.without_waiting().empty(&admin).expect("it need not end");
-        assert_eq!((begun.slots, begun.left, begun.blocks), (7, 7, 9));
-    }
 }
+
+#[cfg(test)]
+#[path = "drain_test.rs"]
+mod tests;

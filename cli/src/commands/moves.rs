@@ -1,6 +1,6 @@
 //! `kvhive moves`.
 
-use super::status::{list, text};
+use super::status::{list, size, text};
 use crate::admin::Target;
 use crate::report;
 use anyhow::Result;
@@ -46,18 +46,18 @@ impl Moves {
             println!("nothing moves: every slot is where it belongs");
             return Ok(());
         }
-        let verb = if moves.len() == 1 { "is" } else { "are" };
         println!(
-            "{} {verb} on the way, {} being copied now",
-            report::counted(moves.len() as u64, "slot"),
-            text(&answer, "copying")
+            "{} on the way, {} being copied now, {} have gone so far",
+            report::counted_are(moves.len() as u64, "slot"),
+            text(&answer, "copying"),
+            size(&answer, "moved_bytes")
         );
         for (reason, count) in reasons(moves) {
             println!("  {count:>5}  {reason}");
         }
         println!();
         let most = if self.all { usize::MAX } else { SHOWN };
-        let mut table = report::table(&["SLOT", "FROM", "TO", "LEAVES", "STAGE", "FOR", "WHY"]);
+        let mut table = report::table(&["SLOT", "FROM", "TO", "LEAVES", "STAGE", "GONE", "FOR", "WHY"]);
         for one in moves.iter().take(most) {
             let devices = |field: &str| {
                 let all: Vec<&str> = list(&one[field]).iter().filter_map(Value::as_str).collect();
@@ -71,6 +71,7 @@ impl Moves {
                 devices("to"),
                 devices("leaves"),
                 text(one, "stage"),
+                size(one, "moved_bytes"),
                 for_s,
                 text(one, "why"),
             ]);

@@ -152,7 +152,7 @@ fn said(id: &str, folder: &str, outcome: &Value) -> String {
     let figure = |of: &Value, field: &str| of[field].as_u64().unwrap_or(0);
     let done = |of: &Value, what: &str| {
         let bytes = report::bytes(figure(of, "bytes"));
-        format!("{id} {what} {folder}: {} blocks, {bytes}", figure(of, "blocks"))
+        format!("{id} {what} {folder}: {}, {bytes}", report::counted(figure(of, "blocks"), "block"))
     };
     if outcome["persisted"].is_object() {
         return done(&outcome["persisted"], "has written");
@@ -202,6 +202,6 @@ mod tests {
             "node-a has taken in /cache/node-a: 3 blocks, 3.0 KiB\n  2 are of slots that other nodes hold\n  1 are damaged or missing"
         );
         let saved = json!({ "persisted": { "blocks": 1, "bytes": 1024, "resumed": 0 } });
-        assert_eq!(said("node-a", "/x", &saved), "node-a has written /x: 1 blocks, 1.0 KiB");
+        assert_eq!(said("node-a", "/x", &saved), "node-a has written /x: 1 block, 1.0 KiB");
     }
 }

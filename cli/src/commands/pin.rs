@@ -188,7 +188,10 @@ fn show(target: &Target, as_json: bool) -> Result<()> {
         table.add_row([name, tenant, keys, slots, until, reason]);
     }
     report::print_table(&table);
-    println!("{} blocks are pinned on nodes now, replicas counted", text(&pins, "pinned_blocks"));
+    println!(
+        "{} pinned on nodes now, replicas counted",
+        report::counted_are(pins["pinned_blocks"].as_u64().unwrap_or(0), "block")
+    );
     if pins["refused"].as_u64().is_some_and(|refused| refused > 0) {
         println!(
             "{} times a node did not pin a block because half of its frames, or of its tenant's, were pinned already",
@@ -196,4 +199,17 @@ fn show(target: &Target, as_json: bool) -> Result<()> {
         );
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pin_that_would_be_over_at_once_is_refused() {
+        for over in ["0s", "999ms"] {
+            assert_eq!(lasting(over), Err("a pin lasts a second at least".to_owned()), "{over}");
+        }
+        assert!(lasting("1s").is_ok() && lasting("8h").is_ok());
+    }
 }

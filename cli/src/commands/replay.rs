@@ -87,7 +87,7 @@ impl Replay {
             }
         }
         if report.wrong_bytes > 0 {
-            bail!("{} blocks held wrong bytes", report.wrong_bytes);
+            bail!("{} held wrong bytes", report::counted(report.wrong_bytes as u64, "block"));
         }
         if report.gave_up {
             bail!(

@@ -294,7 +294,7 @@ impl Scale {
             unreported,
             seconds,
         } = scaled;
-        println!("{} became {to} in {seconds:.1} s", report::counted(*from as u64, "member"));
+        println!("{}", became(*from, *to, *seconds));
         if !started.is_empty() {
             println!("started {}", started.join(", "));
         }
@@ -329,7 +329,11 @@ impl Scale {
         println!("members     {}, to be {}{}", scaling["members"], scaling["target"], by_hand(scaling));
         match &scaling["recommendation"] {
             Value::Null => println!("advice      none yet: load is summed up every five minutes"),
-            advice => println!("advice      {} members: {}", advice["size"], text(advice, "reason")),
+            advice => println!(
+                "advice      {}: {}",
+                report::counted(advice["size"].as_u64().unwrap_or(0), "member"),
+                text(advice, "reason")
+            ),
         }
         println!(
             "policy      {}, {} to {} members, keep {} of the hits of the most, cooldown {} s up and {} s down",
@@ -366,6 +370,16 @@ impl Scale {
         }
         report::print_table(&table);
         Ok(())
+    }
+}
+
+/// Says what became of a size, where it was another.
+fn became(from: usize, to: usize, seconds: f64) -> String {
+    let members = report::counted(from as u64, "member");
+    if from == to {
+        format!("{members}, as before")
+    } else {
+        format!("{members} became {to} in {seconds:.1} s")
     }
 }
 
@@ -460,6 +474,12 @@ mod tests {
         assert_eq!(by_hand(&json!({"policy": {"manual": null}})), "");
         let said = by_hand(&json!({"policy": {"manual": 4}}));
         assert!(said.contains("4 asked for by hand") && said.contains("--automatic"), "{said}");
+    }
+
+    #[test]
+    fn a_size_that_stays_became_no_other() {
+        assert_eq!(became(2, 2, 0.04), "2 members, as before");
+        assert_eq!(became(1, 3, 4.0), "1 member became 3 in 4.0 s");
     }
 
     #[test]

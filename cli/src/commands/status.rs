@@ -115,7 +115,7 @@ impl Status {
         report::print_table(&table);
         println!();
         print_nodes(&status);
-        println!("\n{}", tiers_of_all(list(&status["devices"])).join("\n"));
+        println!("\n{}", tiers(&status).join("\n"));
         Ok(())
     }
 }
@@ -190,7 +190,7 @@ fn tiers_of_all(devices: &[Value]) -> Vec<String> {
             continue;
         }
         let (used, room) = (report::bytes(sum("used_bytes")), report::bytes(sum("capacity_bytes")));
-        lines.push(format!("{name} tiers: {used} of {room}, {} blocks", sum("blocks")));
+        lines.push(format!("{name} tiers: {used} of {room}, {}", report::counted(sum("blocks"), "block")));
         for (device, _) in these().filter(|(_, tier)| tier["closed"] == true) {
             lines.push(format!(
                 "the {name} of {} (device {}) has failed: it is done without until it works again; see docs/disk.md",
@@ -199,7 +199,19 @@ fn tiers_of_all(devices: &[Value]) -> Vec<String> {
             ));
         }
     }
-    if lines.is_empty() { vec!["no device has reported yet".to_owned()] } else { lines }
+    lines
+}
+
+/// Says how full the tiers are, as far as whoever answered has heard of devices.
+fn tiers(status: &Value) -> Vec<String> {
+    let lines = tiers_of_all(list(&status["devices"]));
+    match lines.is_empty() {
+        true if status["leader"].is_null() => {
+            vec!["what devices hold is not known: they tell it to who leads, and nobody does".to_owned()]
+        }
+        true => vec!["no device has reported yet".to_owned()],
+        false => lines,
+    }
 }
 
 /// Says what keeps a cluster at its level some of whose members speak a newer one.
@@ -327,6 +339,14 @@ mod tests {
         assert_eq!(lines[1], "disk tiers: 6.0 KiB of 16.0 KiB, 6 blocks");
         assert!(lines[2].starts_with("the disk of a (device 1/1) has failed"), "{lines:?}");
         assert_eq!(lines.len(), 3);
-        assert_eq!(tiers_of_all(&[]), ["no device has reported yet"]);
+    }
+
+    #[test]
+    fn where_nobody_leads_it_is_not_said_that_no_device_has_reported() {
+        let silent =
+            |leader: Value| json!({ "leader": leader, "devices": [{ "device": "1/0", "tiers": [] }] });
+        assert_eq!(super::tiers(&silent(json!("coord-1"))), ["no device has reported yet"]);
+        let said = super::tiers(&silent(Value::Null));
+        assert_eq!(said, ["what devices hold is not known: they tell it to who leads, and nobody does"]);
     }
 }

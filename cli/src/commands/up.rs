@@ -1,6 +1,6 @@
 //! `kvhive up`: a whole cluster on this machine, or one process of a cluster file.
 
-use crate::cluster::local::{self, Cluster, Shape};
+use crate::cluster::local::{self, Shape};
 use crate::cluster::process;
 use crate::report;
 use anyhow::{Context, Result, bail};
@@ -82,6 +82,9 @@ pub(crate) struct Up {
     /// Encrypt every channel: an authority of the cluster's own signs for its processes, and for clients
     #[arg(long, conflicts_with = "config")]
     tls: bool,
+    /// The folder was just made: where a port was lost since it was picked, others are taken
+    #[arg(long, hide = true, conflicts_with = "config")]
+    just_made: bool,
 }
 
 fn device_kind() -> impl TypedValueParser<Value = DeviceKind> {
@@ -105,8 +108,8 @@ impl Up {
         if let (Some(config), Some(id)) = (&self.config, &self.id) {
             return process::run(config, id, self.newcomer(id)?.as_ref());
         }
-        local::prepare(&self.dir, self.shape(), self.fresh)?;
-        if self.detach { self.detached() } else { self.attached() }
+        let is_new = local::prepare(&self.dir, self.shape(), self.fresh)? || self.just_made;
+        if self.detach { self.detached(is_new) } else { self.attached(is_new) }
     }
 
     /// Returns the node that is no part of the file, if this is one.
@@ -151,9 +154,9 @@ impl Up {
         })
     }
 
-    fn attached(&self) -> Result<()> {
+    fn attached(&self, is_new: bool) -> Result<()> {
         let spinner = spinner();
-        let mut cluster = Cluster::start(&self.dir, |state| spinner.set_message(state.to_owned()))?;
+        let mut cluster = local::start(&self.dir, is_new, |state| spinner.set_message(state.to_owned()))?;
         spinner.finish_and_clear();
         if self.json {
             report::print_json(&cluster.running(true))?;
@@ -185,7 +188,7 @@ impl Up {
         Ok(ended?)
     }
 
-    fn detached(&self) -> Result<()> {
+    fn detached(&self, is_new: bool) -> Result<()> {
         let log_file = self.dir.join("logs/supervisor.log");
         std::fs::create_dir_all(self.dir.join("logs"))?;
         let log = std::fs::File::create(&log_file)
@@ -193,6 +196,7 @@ impl Up {
         let mut supervisor = Command::new(std::env::current_exe()?)
             .args(["up", "--dir"])
             .arg(&self.dir)
+            .args(is_new.then_some("--just-made"))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

@@ -13,6 +13,7 @@ use crate::admin::{Admin, Target};
 use crate::commands::drain::Drain;
 use crate::commands::status::{list, text};
 use crate::drains::{self, CameTo, MayLose};
+use crate::report;
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -110,7 +111,7 @@ pub(crate) fn carry_out(
     let begun = Instant::now();
     let (may, why) = losing;
     let (_, loses) = drains::check(admin, &plan.leave, may)?;
-    let reason = format!("from {} to {} members: {why}", plan.members, plan.size);
+    let reason = format!("from {} to {}: {why}", report::counted(plan.members as u64, "member"), plan.size);
     // Who stays holds slots, unless an operator is emptying it, and so does whoever comes.
     let (undrained, left_draining) = undrains(admin, &plan)?;
     for name in &undrained {
@@ -186,10 +187,13 @@ fn wait(admin: &Admin, executor: &dyn Executor, plan: &Plan, limit: Duration) ->
             Ok(members) if plan.is_done(&members) => return Ok(()),
             state if begun.elapsed() > limit => {
                 let up = |members: Vec<Member>| members.iter().filter(|member| member.is_up).count();
-                let told = state
-                    .map_or_else(|error| format!("{error:#}"), |members| format!("{} are up", up(members)));
+                let told =
+                    state.map_or_else(|error| format!("{error:#}"), |members| format!("{} up", up(members)));
                 let hint = executor.hint().map(|hint| format!("; {hint}")).unwrap_or_default();
-                bail!("the cluster has not {} members after {limit:?}: {told}{hint}", plan.size);
+                bail!(
+                    "the cluster has not {} after {limit:?}: {told}{hint}",
+                    report::counted(plan.size as u64, "member")
+                );
             }
             _ => std::thread::sleep(POLL),
         }

@@ -199,10 +199,7 @@ fn the_reason_is_told_in_numbers() {
     scene.policy.up_cooldown_s = 0;
     let said = scene.pass(100_000, 6500);
     assert_eq!(said.why, Why::Capacity);
-    assert!(
-        said.to_string().starts_with("3 members cover too little: 95.0 % are aimed at; with 1.0"),
-        "{said}"
-    );
+    assert!(said.to_string().starts_with("3 members are too few: 95.0 % are aimed at; with 1.0"), "{said}");
     assert!((said.hit_rate - 0.5).abs() < 0.01 && (said.hit_rate_ceiling - 1.0).abs() < 0.01, "{said:?}");
 }
 
@@ -229,4 +226,29 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn who_recalls_a_day_aims_as_high_as_who_has_seen_it_and_who_does_not_aims_elsewhere() {
+    let mut scene = Scene::of(6);
+    // A busy day that the most members cover half of, and then a quiet night in which all of it can be had.
+    let mut written = Vec::new();
+    for step in 0..200 {
+        let busy = step < 120;
+        scene.pass(if busy { 400_000 } else { 20_000 }, if busy { 30_000 } else { 4_000 });
+        written.push(scene.autoscaler.newest(scene.bucket).expect("it was decided"));
+    }
+    assert_eq!(written.iter().map(Stretch::check).collect::<Vec<_>>(), vec![Ok(()); written.len()]);
+    let mut aim = |day: Option<&[Stretch]>| {
+        let kept = (scene.autoscaler.clone(), scene.reuse.clone(), scene.bucket);
+        if let Some(day) = day {
+            scene.autoscaler.recall(scene.bucket + 1, day.iter());
+        }
+        let aim = scene.pass(20_000, 4_000).hit_rate_aim;
+        (scene.autoscaler, scene.reuse, scene.bucket) = kept;
+        aim
+    };
+    let (seen, recalled, knows_nothing) = (aim(None), aim(Some(&written)), aim(Some(&[])));
+    assert!((seen - recalled).abs() < 1e-4, "{seen} against {recalled}");
+    assert!((seen - knows_nothing).abs() > 0.005, "{seen} against {knows_nothing}");
 }

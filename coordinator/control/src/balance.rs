@@ -15,7 +15,7 @@ use crate::planner::Places;
 use crate::validate::MAX_REPLICAS;
 use kvhive_protocol::control::{Balancing, MAX_BALANCED};
 use kvhive_protocol::load::Work;
-use kvhive_protocol::{DeviceId, Moment, Reason, ReplicaSet, Slot};
+use kvhive_protocol::{DeviceId, Moment, Reason, ReplicaSet, Slot, counted as number};
 use std::collections::{BTreeMap, BTreeSet};
 use words::{said, shown};
 
@@ -313,7 +313,8 @@ impl<'a> Model<'a> {
     /// nothing.
     fn relieve(&mut self, tuning: &BalanceTuning, reasons: &mut BTreeMap<Slot, String>) -> String {
         if self.devices.len() < 2 {
-            return format!("{} devices have reported: at least 2 are needed", self.devices.len());
+            let known = number(self.devices.len() as u64, "device");
+            return format!("of {known} it is known what is read: at least 2 are needed");
         }
         let mean = self.mean();
         if mean < tuning.least_rate {

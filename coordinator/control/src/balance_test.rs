@@ -186,7 +186,7 @@ fn work_by_zipfs_law_on_eight_devices_is_spread_to_within_a_quarter_of_the_mean(
             for decision in &world.decisions {
                 assert!(
                     decision.reason.as_str().contains("MiB/s")
-                        && decision.reason.as_str().contains("replicas"),
+                        && decision.reason.as_str().contains("replica"),
                     "{decision:?}"
                 );
             }

@@ -10,7 +10,7 @@ use kvhive_protocol::control::{Command, DeviceLoad};
 use kvhive_protocol::emptying::{Displaced, Given, Losses};
 use kvhive_protocol::{
     ClusterMap, DeviceId, Epoch, EventKind, Generation, Level, Member, MemberId, MemberState, Moment, Note,
-    Reason, Subject, WireError,
+    Reason, Subject, WireError, counted,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -266,7 +266,10 @@ impl Drains {
             ));
         }
         if unheard > 0 {
-            reason.push_str(&format!("; {unheard} members did not say what they have counted to the end"));
+            reason.push_str(&format!(
+                "; {} did not say to the end what was counted",
+                counted(unheard, "member")
+            ));
         }
         let (members, all) = self.together;
         if is_last && members > 1 {
@@ -275,8 +278,8 @@ impl Drains {
                 .with("moved_blocks_of_all", all.given.moved_blocks)
                 .with("lost_blocks_of_all", all.lost_blocks());
             reason.push_str(&format!(
-                "; of the {members} members emptied together {} blocks moved and {} were lost",
-                all.given.moved_blocks,
+                "; of the {members} members emptied together {} moved, lost: {}",
+                counted(all.given.moved_blocks, "block"),
                 all.lost_blocks()
             ));
         }
@@ -371,10 +374,9 @@ fn note(name: &str, slots: u64, sum: &CameTo) -> Note {
 fn words(slots: u64, sum: &CameTo) -> String {
     let CameTo { given, displaced } = sum;
     let mut text = format!(
-        "of {slots} slot{} {} block{} moved, lost: {}",
-        if slots == 1 { "" } else { "s" },
-        given.moved_blocks,
-        if given.moved_blocks == 1 { "" } else { "s" },
+        "of {} {} moved, lost: {}",
+        counted(slots, "slot"),
+        counted(given.moved_blocks, "block"),
         sum.lost_blocks()
     );
     for (count, what) in [

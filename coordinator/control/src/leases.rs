@@ -4,7 +4,7 @@
 use crate::afterlives::Afterlives;
 use kvhive_protocol::control::{DeviceLoad, Heartbeat, MAX_UNREACHED};
 use kvhive_protocol::emptying::{MAX_EMPTIED_TOLD, MAX_FRAME_SIZES, MAX_LOST_NAMED};
-use kvhive_protocol::load::{MAX_HOT_SLOTS, MAX_TENANT_LOADS};
+use kvhive_protocol::load::{MAX_HOT_SLOTS, MAX_SLOTS_TOLD, MAX_TENANT_LOADS};
 use kvhive_protocol::map::Settings;
 use kvhive_protocol::scaling::REUSE_BUCKETS;
 use kvhive_protocol::strategy::{MAX_LOAD_REPORTS, StrategyReport};
@@ -283,6 +283,7 @@ fn is_sound(load: &DeviceLoad) -> bool {
         && load.given.len().max(load.displaced.len()).max(load.losses.len()) <= MAX_EMPTIED_TOLD
         && load.losses.iter().map(|(_, losses)| losses.named.len()).sum::<usize>() <= MAX_LOST_NAMED;
     emptying_fits
+        && load.moving.len() <= MAX_SLOTS_TOLD
         && hot_fits
         && reuse_fits
         && slots_fit

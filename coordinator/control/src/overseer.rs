@@ -13,7 +13,7 @@ use kvhive_protocol::control::{BalanceReport, Command, DeviceLoad, Heartbeat, Mo
 use kvhive_protocol::load::Work;
 use kvhive_protocol::{
     ClusterMap, DeviceId, Epoch, Filling, MemberId, MemberState, Moment, Reason, ReplicaSet, SLOTS, Slot,
-    TenantId, WireError,
+    TenantId, WireError, counted_are,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -244,8 +244,10 @@ impl Overseer {
             balance::decide(&self.tuning.balance, &seen, reign.balancer.handicaps(), |_, is_cold| is_cold);
         if unsettled > 0 {
             decided.changes.clear();
-            decided.because =
-                format!("{unsettled} slots are not where they belong yet: ask again when they are");
+            decided.because = format!(
+                "{} not where they belong yet: ask again when that is over",
+                counted_are(unsettled as u64, "slot")
+            );
         }
         let balance::Decided { rates, changes, because } = decided;
         BalanceReport { epoch: map.epoch, rates, changes, because }

@@ -248,6 +248,7 @@ impl Registry {
                 self.scaling.record(observation);
                 Ok(self.unchanged())
             }
+            Command::RecordStretch { stretch } => self.scaling.remember(stretch).map(|()| self.unchanged()),
             Command::SetEngine(engine) => {
                 let map = self.map.as_ref().expect("execute has checked that there is a map");
                 self.engines.set(*engine, map).map(|()| self.unchanged())

@@ -1,6 +1,6 @@
 //! The leader's own knowledge of load and size: sums up what devices report, has it written into the log once each stretch of
-//! time, and recommends a size then. Nothing of it is replicated but those sums: a new leader foresees as much from them, and
-//! knows how devices would do with other room a few minutes later.
+//! time, and recommends a size then. Nothing of it is replicated but those sums, and what sizes would have covered over a day: a new leader
+//! foresees as much and aims as high from them, and knows how devices would do with other room a few minutes later.
 
 use crate::autoscaler::{Autoscaler, Cluster, Recommendation};
 use crate::predictor::{Figure, Predictor};
@@ -10,7 +10,7 @@ use kvhive_protocol::control::{Command, DeviceLoad};
 use kvhive_protocol::scaling::{
     Advice, ForecastReport, OBSERVATION_SECONDS, Observation, ScalingMode, ScalingReport,
 };
-use kvhive_protocol::{ClusterMap, DeviceId, EventKind, MemberState, Note, Reason, Subject};
+use kvhive_protocol::{ClusterMap, DeviceId, EventKind, Level, MemberState, Note, Reason, Subject};
 use std::collections::BTreeMap;
 
 /// Observations that one tick learns: a new leader has two weeks of them to go through, and heartbeats do not wait for that.
@@ -33,6 +33,8 @@ pub struct Scaler {
     /// The newest observation that was learnt from.
     learnt: Option<u64>,
     autoscaler: Autoscaler,
+    /// It has taken over the day that was written down before it led.
+    has_recalled: bool,
     counted: BTreeMap<DeviceId, Counted>,
     /// What adds up in the stretch of time at hand.
     now: Observation,
@@ -81,8 +83,16 @@ impl Scaler {
         self.counted.retain(|device, _| map.members.contains_key(&device.member));
         // While it is not known what is held, nothing of it is to be let go.
         self.autoscaler.must_hold(room::fewest(map, &loads).unwrap_or(members));
+        if !std::mem::replace(&mut self.has_recalled, true) {
+            self.autoscaler.recall(observation.bucket, scaling.stretches());
+        }
         let mut proposed = vec![(Command::RecordLoad { observation }, Reason::default())];
         proposed.extend(self.decide(seconds, (members, cordoned), scaling));
+        // Whoever speaks an older level could not read it.
+        if let Some(stretch) = self.autoscaler.newest(observation.bucket).filter(|_| map.level >= Level::DAYS)
+        {
+            proposed.push((Command::RecordStretch { stretch }, Reason::default()));
+        }
         proposed
     }
 
@@ -265,7 +275,50 @@ mod tests {
         let said = scaler.report(Some(&map), &scaling).advice.expect("it was decided");
         assert_eq!((said.why.as_str(), said.queue_us), ("capacity", 7));
         assert!((2..=3).contains(&said.size), "{said:?}");
-        assert_eq!(proposed.len(), 2);
+        let Command::RecordStretch { stretch } = &proposed[2].0 else { panic!("{proposed:?}") };
+        assert_eq!((stretch.bucket, stretch.check()), (1000, Ok(())));
+        assert_eq!(proposed.len(), 3);
+    }
+
+    #[test]
+    fn a_day_is_written_down_for_who_leads_next_where_all_can_read_it() {
+        let (mut map, mut scaling) = (map(1), acting());
+        let device = DeviceId::new(MemberId(1), 0);
+        let mut asked = 0;
+        let mut lead =
+            |scaler: &mut Scaler, map: &ClusterMap, scaling: &mut Scaling, buckets: std::ops::Range<u64>| {
+                let mut stretches = Vec::new();
+                for second in buckets.start * OBSERVATION_SECONDS..=buckets.end * OBSERVATION_SECONDS {
+                    asked += 100;
+                    let load = report(asked);
+                    for (command, _) in scaler.tick(second, map, [(device, &load)].into_iter(), scaling) {
+                        match command {
+                            Command::RecordLoad { observation } => scaling.record(observation),
+                            Command::RecordStretch { stretch } => {
+                                scaling.remember(stretch).expect("it is sound");
+                                stretches.push(stretch.bucket);
+                            }
+                            _ => {}
+                        }
+                    }
+                }
+                stretches
+            };
+        let mut old = Scaler::new();
+        map.level = Level::LINKS;
+        assert_eq!(lead(&mut old, &map, &mut scaling, 100..102), [0_u64; 0], "some could not read it");
+        map.level = Level::DAYS;
+        assert_eq!(lead(&mut old, &map, &mut scaling, 102..110), [102, 103, 104, 105, 106, 107, 108, 109]);
+        assert_eq!(old.autoscaler.known(), 10);
+        // Another leads.
+        let mut new = Scaler::new();
+        assert_eq!(lead(&mut new, &map, &mut scaling, 110..111), [110]);
+        assert_eq!(new.autoscaler.known(), 9, "those that were written down, and its own");
+        assert_eq!(scaling.stretches().len(), 9);
+        // A day later nothing of it counts.
+        let mut late = Scaler::new();
+        assert_eq!(lead(&mut late, &map, &mut scaling, 500..501), [500]);
+        assert_eq!(late.autoscaler.known(), 1);
     }
 
     #[test]

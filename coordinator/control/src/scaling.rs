@@ -1,7 +1,9 @@
 //! What coordinators agree on about the cluster's size: the policy, and the load of the last two weeks, from which each of them
 //! foresees what is to come. Members need none of it, so it is no part of the map and raises no epoch.
 
-use kvhive_protocol::scaling::{MAX_OBSERVATIONS, Observation, ScalingChange, ScalingPolicy};
+use kvhive_protocol::scaling::{
+    MAX_OBSERVATIONS, MAX_STRETCHES, Observation, ScalingChange, ScalingPolicy, Stretch,
+};
 use kvhive_protocol::{Change, WireError};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -12,6 +14,9 @@ pub struct Scaling {
     policy: ScalingPolicy,
     /// Ascending, at most [`MAX_OBSERVATIONS`].
     observations: VecDeque<Observation>,
+    /// Ascending, at most [`MAX_STRETCHES`]. Written down by itself, as it came later.
+    #[serde(skip)]
+    stretches: VecDeque<Stretch>,
 }
 
 impl Scaling {
@@ -28,6 +33,11 @@ impl Scaling {
     /// Returns the newest observation.
     pub fn newest(&self) -> Option<&Observation> {
         self.observations.back()
+    }
+
+    /// Returns what sizes would have covered, oldest first.
+    pub fn stretches(&self) -> impl ExactSizeIterator<Item = &Stretch> {
+        self.stretches.iter()
     }
 
     /// Takes over what a cluster begins with.
@@ -68,11 +78,37 @@ impl Scaling {
         self.observations.push_back(observation);
     }
 
+    /// Remembers what sizes would have covered in a stretch of time, unless that is not after the newest: two leaders may tell of it.
+    pub(crate) fn remember(&mut self, stretch: Stretch) -> Result<(), WireError> {
+        stretch.check().map_err(|reason| WireError::rejected(format_args!("{reason}")))?;
+        if self.stretches.back().is_some_and(|newest| stretch.bucket <= newest.bucket) {
+            return Ok(());
+        }
+        if self.stretches.len() == MAX_STRETCHES {
+            self.stretches.pop_front();
+        }
+        self.stretches.push_back(stretch);
+        Ok(())
+    }
+
+    /// Takes over the stretches that were read beside it.
+    pub(crate) fn with_stretches(self, stretches: Vec<Stretch>) -> Scaling {
+        Scaling { stretches: stretches.into(), ..self }
+    }
+
     /// Says what is impossible of one that was read.
     pub(crate) fn check(&self) -> Result<(), String> {
         self.policy.check()?;
         if self.observations.len() > MAX_OBSERVATIONS {
             return Err(format!("{} observations, at most {MAX_OBSERVATIONS}", self.observations.len()));
+        }
+        if self.stretches.len() > MAX_STRETCHES {
+            return Err(format!("{} stretches of time, at most {MAX_STRETCHES}", self.stretches.len()));
+        }
+        self.stretches.iter().try_for_each(Stretch::check)?;
+        let ascend = self.stretches.iter().zip(self.stretches.iter().skip(1));
+        if let Some((one, _)) = ascend.into_iter().find(|(one, next)| one.bucket >= next.bucket) {
+            return Err(format!("stretches of time do not ascend after {}", one.bucket));
         }
         let ascend = self.observations.iter().zip(self.observations.iter().skip(1));
         match ascend.into_iter().find(|(one, next)| one.bucket >= next.bucket) {
@@ -125,6 +161,29 @@ mod tests {
         let refused = scaling.change(&narrowed, true);
         assert_eq!(refused, Err(WireError::BeyondPolicy { size: 9, floor: 2, ceiling: 4 }));
         assert_eq!(scaling.change(&ScalingChange { manual: Change::Reset, ..narrowed }, true), Ok(()));
+    }
+
+    #[test]
+    fn a_day_of_what_sizes_would_have_covered_is_remembered_and_each_stretch_once() {
+        let stretch = |bucket| Stretch { bucket, floor: 1, ceiling: 8, ..Stretch::default() };
+        let mut scaling = Scaling::default();
+        for bucket in 1..=MAX_STRETCHES as u64 + 2 {
+            for bucket in [bucket, bucket - 1] {
+                assert_eq!(scaling.remember(stretch(bucket)), Ok(()));
+            }
+        }
+        let known: Vec<u64> = scaling.stretches().map(|one| one.bucket).collect();
+        assert_eq!((known.len(), known[0]), (MAX_STRETCHES, 3));
+        assert_eq!(scaling.check(), Ok(()));
+        assert!(
+            scaling.remember(Stretch { floor: 9, ..stretch(999) }).is_err(),
+            "the floor is above the ceiling"
+        );
+        let read = |stretches: &[Stretch]| Scaling::default().with_stretches(stretches.to_vec()).check();
+        assert!(read(&[stretch(2), stretch(2)]).is_err(), "they do not ascend");
+        assert!(read(&vec![stretch(1); MAX_STRETCHES + 1]).is_err(), "they are too many");
+        assert!(read(&[Stretch { got_ppm: 1_000_001, ..stretch(2) }]).is_err());
+        assert!(read(&[Stretch { floor: 9, ..stretch(2) }]).is_err());
     }
 
     #[test]

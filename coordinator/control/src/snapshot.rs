@@ -10,6 +10,7 @@ use crate::scaling::Scaling;
 use crate::validate;
 use kvhive_protocol::engines::Engine;
 use kvhive_protocol::map::Settings;
+use kvhive_protocol::scaling::Stretch;
 use kvhive_protocol::{
     ClusterEvent, ClusterId, ClusterMap, Epoch, Filling, Level, Member, MemberId, Pin, ReplicaSet, Slot,
     Tenant, TenantId, codec,
@@ -86,6 +87,7 @@ enum Section {
     Scaling(Scaling),
     Engines(Vec<Engine>),
     Pins(Vec<(String, Pin)>),
+    Stretches(Vec<Stretch>),
 }
 
 /// What a map has once.
@@ -150,6 +152,10 @@ impl Registry {
             put(&mut out, &Section::Events(part.iter().map(|event| (*event).clone()).collect()));
         }
         put(&mut out, &Section::Scaling(self.scaling.clone()));
+        // There is none below the level from which builds know the section.
+        if self.scaling.stretches().len() > 0 {
+            put(&mut out, &Section::Stretches(self.scaling.stretches().copied().collect()));
+        }
         let engines: Vec<Engine> = self.engines.all().values().cloned().collect();
         if !engines.is_empty() {
             put(&mut out, &Section::Engines(engines));
@@ -203,6 +209,7 @@ struct Parts {
     scaling: Scaling,
     engines: Vec<Engine>,
     pins: Vec<(String, Pin)>,
+    stretches: Vec<Stretch>,
 }
 
 impl Parts {
@@ -231,6 +238,7 @@ impl Parts {
             Section::Scaling(scaling) => self.scaling = scaling,
             Section::Engines(part) => self.engines.extend(part),
             Section::Pins(part) => self.pins.extend(part),
+            Section::Stretches(part) => self.stretches.extend(part),
         }
         Ok(())
     }
@@ -241,7 +249,8 @@ impl Parts {
         counter("number of events", events)?;
         let dedupe = Dedupe::restore(self.clients, applied)?;
         let journal = Journal::restore(self.events, events)?;
-        self.scaling.check()?;
+        let scaling = self.scaling.with_stretches(self.stretches);
+        scaling.check()?;
         let Some(head) = head else {
             let bare = self.members.is_empty() && self.slots.is_empty() && self.tenants.is_empty();
             if bare && self.engines.is_empty() && self.pins.is_empty() {
@@ -250,7 +259,7 @@ impl Parts {
                     None,
                     dedupe,
                     journal,
-                    self.scaling,
+                    scaling,
                     Engines::default(),
                     Numbers::default(),
                 ));
@@ -313,7 +322,7 @@ impl Parts {
         validate::map(&map)?;
         let engines = Engines::restore(self.engines, &map)?;
         let map = Some(map);
-        Ok(Registry::from_parts(applied, map, dedupe, journal, self.scaling, engines, head.last))
+        Ok(Registry::from_parts(applied, map, dedupe, journal, scaling, engines, head.last))
     }
 }
 

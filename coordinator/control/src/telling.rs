@@ -84,7 +84,7 @@ pub(crate) fn before(command: &Command, map: Option<&ClusterMap>) -> Option<Note
             Some(scaled(&change).with("beyond_policy", 1))
         }
         // It is told every few minutes: a journal of that would hold nothing else.
-        Command::RecordLoad { .. } => None,
+        Command::RecordLoad { .. } | Command::RecordStretch { .. } => None,
         Command::SetEngine(engine) => {
             let note = Note::new(EventKind::EngineFollowed, Subject::engine(&engine.name));
             Some(note.with("block_tokens", engine.block_tokens.into()))

@@ -82,6 +82,9 @@ pub fn check_command(command: &Command) -> Result<(), WireError> {
                 others.len()
             )))
         }
+        Command::RecordStretch { stretch } => {
+            stretch.check().map_err(|reason| WireError::rejected(format_args!("{reason}")))
+        }
         Command::MarkDown { .. }
         | Command::SetDrains { .. }
         | Command::Empty { .. }

@@ -4,6 +4,7 @@ use kvhive_control::{MAX_CLIENTS, Registry, RestoreError, placement};
 use kvhive_protocol::control::{Command, CommandReply, Placing, Proposal, Registration};
 use kvhive_protocol::data::Ack;
 use kvhive_protocol::map::{DeviceDescription, Settings};
+use kvhive_protocol::scaling::Stretch;
 use kvhive_protocol::{
     Change, ClusterId, ClusterMap, DeviceId, Epoch, Filling, Generation, MemberId, MemberState, ReplicaSet,
     RequestId, RulesChange, Slot, TenantId, TenantRules,
@@ -339,7 +340,7 @@ fn the_snapshot_is_the_same_on_every_machine() {
     // which this one begins at.
     assert_eq!(
         u64::from_le_bytes(*populated().snapshot().last_chunk().expect("a checksum ends it")),
-        3_890_195_225_993_161_743
+        14_875_364_247_399_189_570
     );
 }
 
@@ -361,6 +362,20 @@ fn a_restored_registry_goes_on_alike() {
     }
     let repeat = Proposal { request: RequestId { client: 3, sequence: 2 }, command: register("x".into(), 1) };
     assert_eq!(restored.apply(12, repeat.clone()), registry.apply(12, repeat));
+    assert_eq!(restored.snapshot(), registry.snapshot());
+}
+
+#[test]
+fn what_sizes_would_have_covered_is_part_of_the_state_and_nonsense_is_not() {
+    let mut registry = populated();
+    let stretch = Stretch { bucket: 7, floor: 1, ceiling: 8, most_ppm: 900_000, ..Stretch::default() };
+    let wrong = Stretch { bucket: 8, most_ppm: 1_000_001, ..stretch };
+    for (at, stretch) in (7..).zip([stretch, stretch, wrong]) {
+        let command = Command::RecordStretch { stretch };
+        registry.apply(at, Proposal { request: RequestId { client: 3, sequence: at }, command });
+    }
+    let restored = Registry::restore(&registry.snapshot()).expect("sound");
+    assert_eq!(restored.scaling().stretches().copied().collect::<Vec<_>>(), [stretch]);
     assert_eq!(restored.snapshot(), registry.snapshot());
 }
 

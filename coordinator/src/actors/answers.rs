@@ -114,6 +114,7 @@ impl RaftActor {
                 reuse: Reuse { counts: Vec::new(), ..Reuse::default() },
                 strategies,
                 frames: load.frames.clone(),
+                moving: load.moving.clone(),
                 given: load.given.iter().filter(|(of, _)| is_current(device, *of)).copied().collect(),
                 displaced: load.displaced.iter().filter(|(of, _)| is_current(device, *of)).copied().collect(),
                 // Only whoever sums them up looks at that.
@@ -246,8 +247,9 @@ impl RaftActor {
                 self.name(self.parts.us)
             )),
             RefuseReason::NotCaughtUp { peer, lag } => WireError::rejected(format_args!(
-                "{} lacks {lag} entries of the log and gets no vote before it has them; `kvhive raft status` shows how far it is",
-                self.name(peer)
+                "{} lacks {} of the log and gets no vote before it has them; `kvhive raft status` shows how far it is",
+                self.name(peer),
+                if lag == 1 { "1 entry".to_owned() } else { format!("{lag} entries") }
             )),
             RefuseReason::NotSettled { peer } => WireError::rejected(format_args!(
                 "{} has not said yet that it has everything, and gets no vote before",

@@ -6,11 +6,15 @@ use super::routes::{Admin, Answer, Shared};
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use kvhive_protocol::control::{ControlReply, ControlRequest, MoveCause, MoveStage, MovesReport, SlotMove};
+use kvhive_protocol::control::{
+    ControlReply, ControlRequest, DeviceLoad, MoveCause, MoveStage, MovesReport, Overview, SlotMove,
+};
 use kvhive_protocol::handshake::Role;
-use kvhive_protocol::{ClusterMap, WireError};
+use kvhive_protocol::load::SlotGiven;
+use kvhive_protocol::{ClusterMap, DeviceId, Slot, WireError};
 use kvhive_runtime::http::Problem;
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::time::Duration;
 use utoipa::ToSchema;
 
@@ -28,6 +32,8 @@ pub(super) struct Moves {
     total: usize,
     /// Of those: slots whose primary gives its blocks away right now.
     copying: usize,
+    /// Bytes that have gone so far, of all pages: of blocks that whoever is given a slot did not have.
+    moved_bytes: u64,
     epoch: u64,
 }
 
@@ -45,6 +51,11 @@ pub(super) struct OneMove {
     why: Why,
     /// The same in words.
     reason: String,
+    /// Blocks of it that have gone so far to whoever is given it now and did not have them, as its primary told last: of 64 slots of a device at
+    /// most, 0 of others.
+    moved_blocks: u64,
+    /// Their bytes.
+    moved_bytes: u64,
     /// For how long the slot has been placed as it is now, as far as the leader has seen, in milliseconds.
     for_ms: u64,
 }
@@ -82,7 +93,23 @@ impl Admin {
     }
 }
 
-fn shown(map: &ClusterMap, one: &SlotMove) -> OneMove {
+/// What devices have given so far, by slot: only its primary gives a slot's blocks away.
+type Gone = BTreeMap<(Slot, DeviceId), SlotGiven>;
+
+fn gone(overview: &Overview) -> Gone {
+    let of_one = |(device, load): &(DeviceId, DeviceLoad)| {
+        let device = *device;
+        load.moving.clone().into_iter().map(move |one| ((one.slot, device), one))
+    };
+    overview.loads.iter().flat_map(of_one).collect()
+}
+
+fn given(gone: &Gone, one: &SlotMove) -> SlotGiven {
+    one.from.and_then(|from| gone.get(&(one.slot, from))).copied().unwrap_or_default()
+}
+
+fn shown(map: &ClusterMap, gone: &Gone, one: &SlotMove) -> OneMove {
+    let SlotGiven { moved_blocks, moved_bytes, .. } = given(gone, one);
     let name = |id| map.members.get(&id).map_or_else(|| format!("{id}"), |member| member.name.clone());
     let (why, reason) = match one.cause {
         MoveCause::Drain(member) => (Why::Drain, format!("{} is being emptied", name(member))),
@@ -107,6 +134,8 @@ fn shown(map: &ClusterMap, one: &SlotMove) -> OneMove {
         },
         why,
         reason,
+        moved_blocks,
+        moved_bytes,
         for_ms: one.for_ms,
     }
 }
@@ -117,16 +146,19 @@ fn shown(map: &ClusterMap, one: &SlotMove) -> OneMove {
 pub(super) async fn moves(State(admin): Shared, query: Result<Query<Part>, QueryRejection>) -> Answer<Moves> {
     let Query(query) = query.map_err(|error| Trouble::bad_request(error.body_text()))?;
     let report = admin.moves_report().await?;
-    // Names of members alone are read off it.
-    let map = admin.overview(Freshness::Stale).await?.map;
-    let map = map.ok_or_else(|| Trouble::unavailable("the cluster has not started yet".to_owned()))?;
+    // What devices have told is the leader's to say.
+    let overview = admin.overview(Freshness::Linearizable).await?;
+    let gone = gone(&overview);
+    let map =
+        overview.map.ok_or_else(|| Trouble::unavailable("the cluster has not started yet".to_owned()))?;
     let all = report.moves.iter().map(|one| (one.slot.0, one));
     let (moves, next) = page(all, query.after, query.limit)?;
     Ok(Json(Moves {
-        moves: moves.into_iter().map(|one| shown(&map, one)).collect(),
+        moves: moves.into_iter().map(|one| shown(&map, &gone, one)).collect(),
         next,
         total: report.moves.len(),
         copying: report.moves.iter().filter(|one| one.stage == MoveStage::Copying).count(),
+        moved_bytes: report.moves.iter().map(|one| given(&gone, one).moved_bytes).sum(),
         epoch: report.epoch.0,
     }))
 }

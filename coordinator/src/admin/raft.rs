@@ -157,14 +157,16 @@ impl Admin {
     }
 }
 
-/// Hands leadership over; answered when another leads.
+/// Hands leadership over; answered when another leads, with how the group stands as that one knows it.
 #[utoipa::path(post, path = "/v1/raft/transfer", request_body = Transfer, responses((status = 200, body = Group), (status = 409, body = Problem), (status = 503, body = Problem)))]
 pub(super) async fn transfer(
     State(admin): Shared,
     body: Result<Json<Object<Transfer>>, JsonRejection>,
 ) -> Answer<Group> {
     let Json(Object(wanted)) = body.map_err(|error| Trouble::unusable_body(&error, MAX_BODY_BYTES))?;
-    Ok(Json(admin.ask_leader(RaftRequest::Transfer { to: wanted.to }).await?))
+    let handed_over = admin.ask_leader(RaftRequest::Transfer { to: wanted.to }).await?;
+    // Who has handed it over hears nobody as a leader does. It is done, also where the new one does not tell more.
+    Ok(Json(admin.ask_leader(RaftRequest::Status { stale: false }).await.unwrap_or(handed_over)))
 }
 
 /// Who the coordinators are, and how far each is, as the leader knows it; with `stale`, as whoever is asked does.

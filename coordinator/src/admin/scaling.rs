@@ -9,10 +9,13 @@ use axum::Json;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Query, State};
 use kvhive_protocol::control::Command;
-use kvhive_protocol::scaling::{ForecastReport, ScalingChange, ScalingMode, ScalingPolicy, ScalingReport};
+use kvhive_protocol::scaling::{
+    ForecastReport, MAX_SIZE, MAX_WAIT_S, ScalingChange, ScalingMode, ScalingPolicy, ScalingReport,
+};
 use kvhive_protocol::{Change, Level, Reason};
 use kvhive_runtime::http::Problem;
 use serde::{Deserialize, Serialize};
+use std::fmt::Display;
 use utoipa::ToSchema;
 
 /// What is made of a recommendation.
@@ -170,6 +173,7 @@ pub(super) async fn change_policy(
     body: Result<Json<Object<PolicyPatch>>, JsonRejection>,
 ) -> Answer<Scaling> {
     let Json(Object(patch)) = body.map_err(|error| Trouble::unusable_body(&error, MAX_BODY_BYTES))?;
+    patch.check()?;
     let keep = patch.keep.map(|keep| within("keep", keep, 0.5, 1.0)).transpose()?;
     let queue = patch.max_queue_ms.map(|ms| within("max_queue_ms", ms, 0.1, 60_000.0)).transpose()?;
     let change = ScalingChange {
@@ -202,6 +206,7 @@ pub(super) async fn set_size(
 ) -> Answer<Scaling> {
     let Json(Object(Size { size, force, reason })) =
         body.map_err(|error| Trouble::unusable_body(&error, MAX_BODY_BYTES))?;
+    within("size", size, 1, MAX_SIZE)?;
     let scaling = admin.overview(Freshness::Linearizable).await?.scaling;
     let policy = ScalingPolicy { manual: Some(size), ..scaling.policy };
     // Where the policy holds nothing yet, nobody need go beyond it.
@@ -231,7 +236,23 @@ async fn show(admin: &Admin, freshness: Freshness) -> Answer<Scaling> {
     Ok(Json(Scaling::of(admin.overview(freshness).await?.scaling)))
 }
 
-fn within(name: &str, value: f64, least: f64, most: f64) -> Result<f64, Trouble> {
+impl PolicyPatch {
+    /// Refuses what no policy may be, whatever it is now. What does not fit the rest of it is the cluster's to refuse.
+    fn check(&self) -> Result<(), Trouble> {
+        for (name, value, least, most) in [
+            ("floor", self.floor, 1, MAX_SIZE),
+            ("ceiling", self.ceiling, self.floor.unwrap_or(1), MAX_SIZE),
+            ("up_cooldown_s", self.up_cooldown_s, 0, MAX_WAIT_S),
+            ("down_cooldown_s", self.down_cooldown_s, 0, MAX_WAIT_S),
+            ("look_ahead_s", self.look_ahead_s, 0, MAX_WAIT_S),
+        ] {
+            value.map_or(Ok(0), |value| within(name, value, least, most))?;
+        }
+        Ok(())
+    }
+}
+
+fn within<T: PartialOrd + Copy + Display>(name: &str, value: T, least: T, most: T) -> Result<T, Trouble> {
     if (least..=most).contains(&value) {
         return Ok(value);
     }

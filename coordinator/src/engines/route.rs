@@ -5,7 +5,7 @@ use super::{Engines, One};
 use kvhive_control::routing::{Asked, Judged, Own, choose, rank};
 use kvhive_protocol::engines::{Engine, NamedBy};
 use kvhive_protocol::routing::{Part, Prompt, RouteAnswer, RouteRequest};
-use kvhive_protocol::{LayoutFingerprint, TenantId, TraceContext, WireError};
+use kvhive_protocol::{LayoutFingerprint, TenantId, TraceContext, WireError, counted};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -134,7 +134,8 @@ impl Engines {
             notes.push(SILENT.to_owned());
         } else if request.candidates.is_empty() && heard.len() < found.len() {
             let silent = found.len() - heard.len();
-            notes.push(format!("{silent} engines whose events do not arrive were left out"));
+            notes
+                .push(format!("left out, as its events do not arrive: {}", counted(silent as u64, "engine")));
             found = heard;
         }
         let mut models: Vec<&str> = found.iter().map(|one| &*one.engine.model).collect();

@@ -254,11 +254,16 @@ impl Group {
 
     /// Sends a node's heartbeat to the leader and returns the answer. The node does not adopt what comes with it.
     pub(crate) fn beat(&self, node: &TestNode) -> ControlReply {
+        self.report(node, DeviceLoad::default())
+    }
+
+    /// Sends one that has its device say this.
+    pub(crate) fn report(&self, node: &TestNode, load: DeviceLoad) -> ControlReply {
         let beat = Heartbeat {
             member: node.member,
             generation: node.generation,
             epoch: node.epoch,
-            devices: vec![DeviceLoad::default()],
+            devices: vec![load],
         };
         self.ask(self.leader(), Role::Node, &ControlRequest::Heartbeat(beat))
     }

@@ -1,6 +1,9 @@
 //! Devices, moves and the configuration, as the admin API lists them; long lists in pages.
 
 use crate::group::{Group, OPERATOR, TOKEN, VIEWER};
+use kvhive_protocol::Slot;
+use kvhive_protocol::control::{ControlReply, DeviceLoad};
+use kvhive_protocol::load::SlotGiven;
 use serde_json::{Value, json};
 
 /// Two nodes with leases that outlast the test; nobody reports, so slots wait.
@@ -57,6 +60,71 @@ fn moves_say_from_where_to_whom_and_why_and_a_follower_asks_the_leader() {
         assert_eq!((field(&last["moves"], "slot").len(), &last["next"]), (5, &Value::Null));
     }
     assert_eq!(group.admin(0).get("/v1/moves?after=70000").refusal(), (400, "bad_request".to_owned()));
+}
+
+#[test]
+fn moves_say_what_has_gone_so_far_as_the_primary_tells_it() {
+    let group = Group::with(3, |config| {
+        (config.settings.lease_ms, config.settings.serving_lease_ms) = (60_000, 60_000);
+    });
+    let nodes = [group.register("node-1"), group.register("node-2")];
+    let moving =
+        |moved_blocks| vec![SlotGiven { slot: Slot(1), moved_blocks, moved_bytes: 100 * moved_blocks }];
+    // Who does not give a slot away has nothing to say of it.
+    for (node, blocks) in nodes.iter().zip([3, 40]) {
+        let load = DeviceLoad { moving: moving(blocks), ..DeviceLoad::default() };
+        assert!(matches!(group.report(node, load), ControlReply::Beat { .. }));
+    }
+    for at in [group.leader(), group.follower()] {
+        let page = group.admin(at).get("/v1/moves?limit=3").json();
+        assert_eq!(page["moved_bytes"], json!(300));
+        assert_eq!(field(&page["moves"], "moved_blocks"), [&json!(0), &json!(3), &json!(0)]);
+        assert_eq!(field(&page["moves"], "moved_bytes"), [&json!(0), &json!(300), &json!(0)]);
+    }
+}
+
+#[test]
+fn a_size_that_no_policy_may_have_is_no_conflict_but_wrong() {
+    let group = Group::of(1);
+    let door = group.admin(0);
+    let token = crate::group::bearer(TOKEN);
+    let headers = [("authorization", token.as_str()), ("content-type", "application/merge-patch+json")];
+    let patch = |body: &str| {
+        crate::http::ask(door.address, "PATCH", "/v1/scaling", &headers, body.as_bytes()).refusal()
+    };
+    for wrong in [
+        r#"{"floor": 0}"#,
+        r#"{"floor": 1025}"#,
+        r#"{"ceiling": 0}"#,
+        r#"{"floor": 4, "ceiling": 3}"#,
+        r#"{"up_cooldown_s": 86401}"#,
+        r#"{"down_cooldown_s": 86401}"#,
+        r#"{"look_ahead_s": 86401}"#,
+        r#"{"keep": 2}"#,
+    ] {
+        assert_eq!(patch(wrong), (400, "bad_request".to_owned()), "{wrong}");
+    }
+    for size in [0, 1025] {
+        let refused = door.post("/v1/scaling", &format!(r#"{{"size": {size}}}"#)).refusal();
+        assert_eq!(refused, (400, "bad_request".to_owned()), "{size}");
+    }
+    // By the policy as it is now, with its ceiling of 16, and not for ever.
+    assert_eq!(patch(r#"{"floor": 17}"#).0, 409);
+}
+
+#[test]
+fn who_leads_after_a_transfer_says_how_the_group_stands_whoever_was_asked() {
+    let group = Group::of(3);
+    for _ in 0..2 {
+        let (asked, to) = (group.leader(), group.follower());
+        let name = group.configs[to].peers[to].name.clone();
+        let answer = group.admin(asked).post("/v1/raft/transfer", &json!({ "to": name }).to_string());
+        let told = answer.json();
+        assert_eq!((answer.status, &told["leader"]), (200, &json!(name)), "{}", answer.body);
+        let heard = field(&told["coordinators"], "heard");
+        assert!(heard.iter().filter(|heard| **heard == true).count() >= 2, "{}", answer.body);
+        assert!(field(&told["coordinators"], "matched").iter().any(|one| one.is_u64()), "{}", answer.body);
+    }
 }
 
 #[test]

@@ -9,8 +9,6 @@ use std::sync::Arc;
 
 /// `ncclUint8`.
 const BYTES: c_int = 1;
-/// `NCCL_REVOKE_DEFAULT`.
-const REVOKE: c_int = 0;
 
 /// Which of how many.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -117,19 +115,6 @@ impl Comm {
         begun.and(ended)
     }
 
-    /// Stops what is under way, some time: [`State::Ready`] says when, and the communicator may then only be destroyed. Answers whether this
-    /// version of NCCL can do that.
-    ///
-    /// # Errors
-    /// When NCCL refuses.
-    pub fn revoke(&mut self) -> Result<bool, NcclError> {
-        let table = &self.nccl.table;
-        let Some(revoke) = table.ncclCommRevoke else { return Ok(false) };
-        // SAFETY: the handle is this one's own.
-        table.check("ncclCommRevoke", unsafe { revoke(self.raw, REVOKE) })?;
-        Ok(true)
-    }
-
     /// Begins to end it in good order, once all that is under way is over. [`State::Ready`] says when that is done at all ranks.
     ///
     /// # Errors
@@ -139,7 +124,7 @@ impl Comm {
         unsafe { call!(&self.nccl.table, ncclCommFinalize(self.raw)) }
     }
 
-    /// Lets go of one that was finalized or revoked.
+    /// Lets go of one that was finalized.
     ///
     /// # Errors
     /// When NCCL refuses.

@@ -72,15 +72,12 @@ impl Default for RawConfig {
 macro_rules! table {
     (
         results { $($name:ident: fn($($argument:ty),*);)* }
-        newer { $($newer:ident: fn($($with:ty),*), since ($major:literal, $minor:literal, $patch:literal);)* }
         texts { $($text:ident: fn($($of:ty),*);)* }
     ) => {
         /// The library's functions, by their names. Most return an `ncclResult_t`, taken as the number that it is: a newer library may
         /// return one that nobody here knows.
         pub(crate) struct Table {
             $(pub(crate) $name: unsafe extern "C" fn($($argument),*) -> c_int,)*
-            /// Where the library's version has it.
-            $(pub(crate) $newer: Option<unsafe extern "C" fn($($with),*) -> c_int>,)*
             $(pub(crate) $text: unsafe extern "C" fn($($of),*) -> *const c_char,)*
             pub(crate) version: Version,
             /// After the functions, which are its own.
@@ -118,19 +115,11 @@ macro_rules! table {
                         .map_err(|_| missing(stringify!($name)))?;
                 )*
                 $(
-                    let since = Version { major: $major, minor: $minor, patch: $patch };
-                    // SAFETY: the function of this name has had this signature since that version.
-                    let $newer = (version >= since)
-                        .then(|| unsafe { library.get(concat!(stringify!($newer), "\0").as_bytes()) }.ok())
-                        .flatten()
-                        .map(|found| *found);
-                )*
-                $(
                     // SAFETY: as above.
                     let $text = *unsafe { library.get(concat!(stringify!($text), "\0").as_bytes()) }
                         .map_err(|_| missing(stringify!($text)))?;
                 )*
-                Ok(Table { $($name,)* $($newer,)* $($text,)* version, _library: library })
+                Ok(Table { $($name,)* $($text,)* version, _library: library })
             }
         }
     };
@@ -149,9 +138,6 @@ table! {
         ncclSend: fn(*const c_void, usize, c_int, c_int, Handle, Handle);
         ncclRecv: fn(*mut c_void, usize, c_int, c_int, Handle, Handle);
         ncclBroadcast: fn(*const c_void, *mut c_void, usize, c_int, c_int, Handle, Handle);
-    }
-    newer {
-        ncclCommRevoke: fn(Handle, c_int), since (2, 28, 7);
     }
     texts {
         ncclGetErrorString: fn(c_int);

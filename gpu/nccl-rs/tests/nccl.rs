@@ -151,27 +151,6 @@ fn a_rank_whose_other_end_goes_hears_of_it_and_is_aborted() {
 }
 
 #[test]
-fn what_is_under_way_can_be_stopped_by_versions_that_know_how() {
-    for (version, can) in [("22806", false), ("22807", true)] {
-        let fake = FakeNccl::with(&[&format!("-DVERSION={version}")]);
-        let nccl = fake.nccl().expect("it loads");
-        let mut here = vec![0; 1 << 20];
-        let mut comms = join(&nccl, 2).expect("they meet");
-        let span = span(&mut here);
-        // SAFETY: the bytes outlive the communicator.
-        comms[0].group(|group| unsafe { group.receive(&comms[0], 1, span, 0) }).expect("it begins");
-        settle(&comms[0]).expect("it is told");
-        assert_eq!(comms[0].revoke(), Ok(can), "{version}");
-        if can {
-            settle(&comms[0]).expect("it stops");
-            comms.swap_remove(0).destroy().expect("nothing is under way");
-        }
-        drop(comms);
-        assert_eq!(fake.ask("fake_comms"), 0);
-    }
-}
-
-#[test]
 fn what_is_no_nccl_is_told_by_name() {
     let nowhere = Nccl::load(Path::new("/nowhere/libnccl.so.2")).err().expect("it is not there");
     assert!(nowhere.is_absence(), "{nowhere}");

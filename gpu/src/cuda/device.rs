@@ -293,7 +293,8 @@ impl CudaDevice {
     /// Returns the lane from other GPUs, if another's memory is reached; the first time that is arranged.
     fn beside(&self, slab: &GpuSlab) -> Result<Option<&Lane>, DeviceError> {
         let told = |error: &dyn std::fmt::Display| self.failed(&error.to_string());
-        if !slab.let_reach(&self.gpu).map_err(|error| told(&error))? {
+        // What is this GPU's own is reached, whoever opened it.
+        if !self.gpu.is_same(slab.gpu()) && !slab.let_reach(&self.gpu).map_err(|error| told(&error))? {
             return Ok(None);
         }
         if self.beside.get().is_none() {

@@ -106,7 +106,7 @@ impl Gpu {
 
     /// Says whether both are one GPU, opened twice: a process has one context of it.
     pub(super) fn is_same(&self, other: &Gpu) -> bool {
-        self.context == other.context && self.info.pci == other.info.pci
+        Arc::ptr_eq(&self.cuda, &other.cuda) && self.device == other.device
     }
 
     pub(super) fn device(&self) -> c_int {

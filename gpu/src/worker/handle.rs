@@ -60,7 +60,7 @@ impl Worker {
     /// taken ends itself. What NCCL reads from the environment is set, unless it is set already.
     ///
     /// # Errors
-    /// When the program cannot be started.
+    /// When the program cannot be started, or no thread can: then it has ended.
     pub fn start(
         mut program: std::process::Command,
         setup: &Setup,
@@ -89,7 +89,7 @@ impl Worker {
         // A program that has ended already is heard of as one that does later.
         let _ = shared.channel.send(&setup.encode(), Some(slab.as_fd()), false);
         let thread = std::thread::Builder::new().name("gpu-worker".to_owned());
-        thread.spawn(move || {
+        let begun = thread.spawn(move || {
             let mut room = channel::room();
             let is_closed = loop {
                 let Ok(Some(received)) = shared.channel.receive(&mut room) else { break true };
@@ -107,7 +107,13 @@ impl Worker {
             });
             // Nobody else waits for it: it has ended, whatever the system says.
             hear(Heard::Ended(ended.unwrap_or_default()));
-        })?;
+        });
+        if let Err(error) = begun {
+            // Nobody else waits for it, and until somebody does its process is not gone.
+            worker.shared.kill();
+            worker.shared.wait(None);
+            return Err(error);
+        }
         Ok(worker)
     }
 

@@ -32,6 +32,17 @@ pub(super) enum OpenError {
     TooLarge,
 }
 
+impl OpenError {
+    /// Says whether it will be the same the next time: it is what this machine lacks.
+    pub(super) fn is_lasting(&self) -> bool {
+        match self {
+            OpenError::Cuda(error) => error.is_absence(),
+            OpenError::Nccl(error) => error.code().is_none(),
+            OpenError::TooLarge => true,
+        }
+    }
+}
+
 pub(super) struct Issuer {
     node: Node,
     watch: Watch,

@@ -149,6 +149,8 @@ pub enum Answer {
     },
     /// It cannot work here, and ends.
     Unfit {
+        /// None can: the driver or NCCL is not on this machine, or too old.
+        is_lasting: bool,
         /// Why.
         said: String,
     },
@@ -422,7 +424,7 @@ impl Answer {
     pub(super) fn encode(&self) -> Vec<u8> {
         let written = match self {
             Answer::Started { nccl } => Writer::new(1).said(nccl),
-            Answer::Unfit { said } => Writer::new(2).said(said),
+            Answer::Unfit { is_lasting, said } => Writer::new(2).u32(u32::from(*is_lasting)).said(said),
             Answer::IdMade { pair, id } => Writer::new(3).u64(pair.0).id(id),
             Answer::Ready { pair } => Writer::new(4).u64(pair.0),
             Answer::Done { pair, transfer, took } => {
@@ -443,7 +445,7 @@ impl Answer {
             let mut reader = Reader(bytes);
             let answer = match reader.u8()? {
                 1 => Answer::Started { nccl: reader.said()? },
-                2 => Answer::Unfit { said: reader.said()? },
+                2 => Answer::Unfit { is_lasting: reader.u32()? == 1, said: reader.said()? },
                 3 => Answer::IdMade { pair: reader.pair()?, id: reader.id()? },
                 4 => Answer::Ready { pair: reader.pair()? },
                 5 => {

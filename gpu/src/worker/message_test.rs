@@ -25,7 +25,7 @@ fn answers() -> Vec<Answer> {
     let failed = |transfer, why| Answer::Failed { pair: PAIR, transfer, why, said: "why".to_owned() };
     let mut all = vec![
         Answer::Started { nccl: "2.28.9".to_owned() },
-        Answer::Unfit { said: "no GPU".to_owned() },
+        Answer::Unfit { is_lasting: true, said: "no GPU".to_owned() },
         Answer::IdMade { pair: PAIR, id: UniqueId([5; 128]) },
         Answer::Ready { pair: PAIR },
         Answer::Done { pair: PAIR, transfer: TransferId(1), took: SOON },
@@ -84,9 +84,9 @@ fn what_is_too_much_is_not_sent() {
     assert_eq!(join(2, 2).encode(), None);
     assert_eq!(join(0, RANKS + 1).encode(), None);
     let long = "é".repeat(SAID_BYTES);
-    let cut = Answer::decode(&Answer::Unfit { said: long }.encode());
+    let cut = Answer::decode(&Answer::Unfit { is_lasting: false, said: long }.encode());
     assert!(
-        matches!(cut, Ok(Answer::Unfit { said }) if said.starts_with("éé") && said.len() <= SAID_BYTES + 3)
+        matches!(cut, Ok(Answer::Unfit { said, .. }) if said.starts_with("éé") && said.len() <= SAID_BYTES + 3)
     );
 }
 

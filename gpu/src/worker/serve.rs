@@ -56,7 +56,8 @@ pub fn serve(socket: OwnedFd) -> Result<(), ServeError> {
         Ok(issuer) => issuer,
         Err(error) => {
             // A node that is gone hears nothing.
-            let _ = channel.send(&Answer::Unfit { said: error.to_string() }.encode(), None, true);
+            let unfit = Answer::Unfit { is_lasting: error.is_lasting(), said: error.to_string() };
+            let _ = channel.send(&unfit.encode(), None, true);
             return Ok(());
         }
     };

@@ -3,60 +3,58 @@
 #![allow(unsafe_code, reason = "loads a library of the tests' own")]
 #![allow(dead_code, reason = "each test that takes it in uses a part")]
 
+#[allow(clippy::duplicate_mod, reason = "each of the two that compile something brings it")]
+#[path = "kept.rs"]
+mod kept;
+
+use kept::kept;
 use kvhive_gpu::cuda::{Cuda, CudaError, Gpu, Nvml, NvmlError};
 use libloading::{Library, Symbol};
 use std::ffi::{CString, c_char, c_int};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use tempfile::TempDir;
 
 /// A driver of the test's own: its globals are in no other test.
 pub(crate) struct Fake {
     path: PathBuf,
     library: Library,
-    folder: TempDir,
+    /// None where it is kept for all.
+    _folder: Option<TempDir>,
 }
+
+const NAME: &str = "libcuda.so.1";
 
 impl Fake {
     pub(crate) fn new() -> Fake {
-        // Compiled once. A copy is another library to the loader.
-        static MADE: LazyLock<Fake> = LazyLock::new(|| Fake::with(&[]));
-        let folder = tempfile::tempdir().expect("a temporary folder can be made");
-        let path = folder.path().join("libcuda.so.1");
-        std::fs::copy(&MADE.path, &path).expect("there is room");
-        Fake::at(path, folder)
+        Fake::with(&[])
     }
 
     /// Makes one whose driver is compiled with these flags.
     pub(crate) fn with(flags: &[&str]) -> Fake {
-        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../gpu/tests/fake");
+        // A copy is another library to the loader.
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
-        let path = folder.path().join("libcuda.so.1");
-        let driver = folder.path().join("cuda.o");
-        compile("cc", &sources.join("cuda.c"), &driver, flags);
-        let objects = [driver, kernels(&sources)];
-        let linked =
-            // Whoever looks for the driver by its name finds it, once a test has loaded it. It is never unloaded: streams may have threads.
-            Command::new("c++")
-                .args(["-shared", "-pthread", "-Wl,-soname,libcuda.so.1", "-Wl,-z,nodelete", "-o"])
-                .arg(&path)
-                .args(objects)
-                .status();
-        assert!(linked.expect("a compiler is there").success());
-        Fake::at(path, folder)
+        let path = folder.path().join(NAME);
+        std::fs::copy(made(flags), &path).expect("there is room");
+        Fake::at(path, Some(folder))
     }
 
-    fn at(path: PathBuf, folder: TempDir) -> Fake {
+    /// Returns the one that all tests of this process have together, and which may live to its end.
+    pub(crate) fn shared() -> Fake {
+        Fake::at(made(&[]), None)
+    }
+
+    fn at(path: PathBuf, folder: Option<TempDir>) -> Fake {
         // SAFETY: a library of our own, without initializers.
         let library = unsafe { Library::new(&path) }.expect("it was just made");
-        Fake { path, library, folder }
+        Fake { path, library, _folder: folder }
     }
 
     /// Returns the folder with the library, under the name that the driver has.
     pub(crate) fn folder(&self) -> &Path {
-        self.folder.path()
+        self.path.parent().expect("it lies in a folder")
     }
 
     /// Returns the library itself.
@@ -114,13 +112,24 @@ pub(crate) struct FakeNvml {
 impl FakeNvml {
     pub(crate) fn beside(driver: &Fake) -> FakeNvml {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../gpu/tests/fake/nvml.c");
-        let (path, object) = (driver.folder().join("libnvidia-ml.so.1"), driver.folder().join("nvml.o"));
-        compile("cc", &source, &object, &[]);
-        let linked = Command::new("cc")
-            .args(["-shared", "-pthread", "-Wl,-soname,libnvidia-ml.so.1", "-o"])
-            .args([&path, &object])
-            .status();
-        assert!(linked.expect("a compiler is there").success());
+        let name = "libnvidia-ml.so.1";
+        let made = kept("fake-nvml", std::slice::from_ref(&source), &[], |folder| {
+            let object = folder.join("nvml.o");
+            compile("cc", &source, &object, &[]);
+            let linked = Command::new("cc")
+                .args(["-shared", "-pthread", "-Wl,-soname,libnvidia-ml.so.1", "-o"])
+                .args([&folder.join(name), &object])
+                .status();
+            assert!(linked.expect("a compiler is there").success());
+        });
+        let path = match &driver._folder {
+            Some(folder) => folder.path().join(name),
+            // Whoever looks for that driver does not find this beside it.
+            None => made.join(name),
+        };
+        if driver._folder.is_some() {
+            std::fs::copy(made.join(name), &path).expect("there is room");
+        }
         // SAFETY: a library of our own, without initializers.
         let library = unsafe { Library::new(&path) }.expect("it was just made");
         FakeNvml { path, library }
@@ -215,6 +224,27 @@ pub(crate) fn real_gpus() -> Vec<Arc<Gpu>> {
         println!("SKIPPED: no GPU is seen");
     }
     gpus
+}
+
+/// Returns the driver, compiled with these flags.
+fn made(flags: &[&str]) -> PathBuf {
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../gpu/tests/fake");
+    let kernels = kernels(&sources);
+    let files = ["cuda.c", "threads.h"].map(|file| sources.join(file));
+    let of_kernels = kernels.to_str().expect("it is text");
+    let manner: Vec<&str> = flags.iter().copied().chain([of_kernels]).collect();
+    let folder = kept("fake-cuda", &files, &manner, |folder| {
+        let driver = folder.join("cuda.o");
+        compile("cc", &sources.join("cuda.c"), &driver, flags);
+        let linked =
+            // Whoever looks for the driver by its name finds it, once a test has loaded it. It is never unloaded: streams may have threads.
+            Command::new("c++")
+                .args(["-shared", "-pthread", "-Wl,-soname,libcuda.so.1", "-Wl,-z,nodelete", "-o"])
+                .args([&folder.join(NAME), &driver, &kernels])
+                .status();
+        assert!(linked.expect("a compiler is there").success());
+    });
+    folder.join(NAME)
 }
 
 /// Returns the kernels, compiled for the CPU: once for all tests, as it takes seconds. Another source is another file.

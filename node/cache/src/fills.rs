@@ -2,6 +2,7 @@
 //! given them and how far that is. Told by the map; what it says of a slot holds for the map that it was last told.
 
 use kvhive_protocol::emptying::{Given, MAX_EMPTIED_TOLD};
+use kvhive_protocol::load::SlotGiven;
 use kvhive_protocol::{ClusterMap, DeviceId, Epoch, Generation, MemberId, Slot};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -313,6 +314,16 @@ impl Fills {
             }
         }
         sums.into_iter().take(MAX_EMPTIED_TOLD).collect()
+    }
+
+    /// Returns what `source` has given so far of slots that are on their way from it, ascending, of `limit` slots at most.
+    pub fn moving(&self, source: DeviceId, limit: usize) -> Vec<SlotGiven> {
+        let begun = self.jobs.iter().filter(|(_, job)| job.source == source);
+        let given = begun.map(|(slot, job)| {
+            let Given { moved_blocks, moved_bytes, .. } = job.came_to();
+            SlotGiven { slot: *slot, moved_blocks, moved_bytes }
+        });
+        given.filter(|one| one.moved_blocks > 0).take(limit).collect()
     }
 
     /// Ends a pass. A slot of which a block did not get there begins anew.

@@ -56,6 +56,29 @@ fn a_pass_gives_all_slots_of_one_target_and_what_is_given_is_said() {
 }
 
 #[test]
+fn what_was_given_of_a_slot_so_far_is_told_until_it_has_gone() {
+    let mut fills = Fills::default();
+    fills.adopt(&map(1, &[(3, 2), (5, 2)]), US);
+    assert_eq!(fills.moving(device(1), 9), [], "nothing has gone yet");
+    let round = begin(&mut fills).expect("there is something to give");
+    for (slot, bytes, fate) in [(3, 10, Fate::Moved), (3, 20, Fate::Moved), (5, 7, Fate::There)] {
+        fills.note(&round, Slot(slot), bytes, fate);
+    }
+    let given = |moved_blocks, moved_bytes| [SlotGiven { slot: Slot(3), moved_blocks, moved_bytes }];
+    assert_eq!(fills.moving(device(1), 9), given(2, 30));
+    assert_eq!((fills.moving(device(1), 0), fills.moving(device(2), 9)), (vec![], vec![]));
+    // Another pass finds there what the first has brought, and adds what it has not.
+    fills.ended(&round, Pass::Partial);
+    let round = begin(&mut fills).expect("it was not whole");
+    fills.note(&round, Slot(3), 10, Fate::There);
+    fills.note(&round, Slot(3), 5, Fate::Moved);
+    fills.ended(&round, Pass::Whole);
+    assert_eq!(fills.moving(device(1), 9), given(3, 35));
+    fills.adopt(&map(2, &[]), US);
+    assert_eq!(fills.moving(device(1), 9), []);
+}
+
+#[test]
 fn a_target_that_does_not_answer_keeps_no_other_waiting_and_is_told() {
     let mut fills = Fills::default();
     fills.adopt(&map(1, &[(3, 2), (5, 3)]), US);

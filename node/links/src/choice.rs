@@ -292,6 +292,11 @@ impl Links {
         self.links.retain(|target, _| stays(target));
     }
 
+    /// Returns what was chosen last for each target, ascending.
+    pub fn chosen(&self) -> impl Iterator<Item = (DeviceId, Choice)> {
+        self.links.iter().map(|(target, link)| (*target, link.last))
+    }
+
     /// Reports every link, ascending by target.
     pub fn report(&self, now: Moment) -> Vec<LinkReport> {
         self.links.iter().map(|(target, link)| link.report(now, *target)).collect()

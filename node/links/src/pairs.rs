@@ -24,7 +24,7 @@ mod tuning;
 mod words;
 
 pub use tuning::{Flaw, Tuning};
-pub use words::{Answer, Command, Communicator, Effect, Event, Ticket, Why};
+pub use words::{Answer, Command, Communicator, Counted, Effect, Event, Ticket, Why};
 
 /// Peers that are remembered at a time; more are not told apart from those that are not in the map.
 pub const MAX_PEERS: usize = 4096;
@@ -42,6 +42,8 @@ enum Worker {
     Up,
     /// It is being killed.
     Dying,
+    /// There can be none: NCCL is not here.
+    Unfit,
 }
 
 /// A transfer that is to go to a peer and is not answered yet.
@@ -193,6 +195,7 @@ impl Pairs {
                 self.on_expect(transfer, bytes, deadline, effects);
             }
             Event::Message(message) => self.on_message(message, effects),
+            Event::Lacks { device, generation } => self.on_lacks(device, generation, effects),
             Event::Worker(answer) => self.on_answer(answer, effects),
         }
         self.fill_slot(effects);
@@ -264,8 +267,9 @@ impl Pairs {
     fn on_answer(&mut self, answer: Answer, effects: &mut Vec<Effect>) {
         match answer {
             Answer::Started => self.on_started(effects),
+            Answer::Unfit => self.on_unfit(effects),
             Answer::Made { communicator, id } => self.on_made(communicator, id, effects),
-            Answer::Ready { communicator } => self.on_ready(communicator),
+            Answer::Ready { communicator } => self.on_ready(communicator, effects),
             Answer::Done { communicator, transfer } => self.on_done(communicator, transfer, effects),
             Answer::Failed { communicator } => self.on_failed(communicator, effects),
             Answer::Closed { communicator } => self.on_closed(communicator, effects),
@@ -295,6 +299,19 @@ impl Pairs {
             Some(peer) if peer.communicator().is_some() => peer.leaving = true,
             _ => drop(self.peers.remove(&device)),
         }
+    }
+
+    /// It is not asked again before it starts anew.
+    fn on_lacks(&mut self, device: DeviceId, generation: Generation, effects: &mut Vec<Effect>) {
+        if let Some(peer) = self.peers.get_mut(&device).filter(|peer| peer.generation == generation) {
+            peer.lacks = true;
+            self.give_up(device, Why::Without, false, effects);
+        }
+    }
+
+    /// Says whether this end does without NCCL, as it turned out.
+    pub fn is_without(&self) -> bool {
+        self.worker == Worker::Unfit
     }
 
     fn say(&self, to: DeviceId, word: PairWord, effects: &mut Vec<Effect>) {

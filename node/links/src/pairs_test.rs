@@ -4,6 +4,7 @@ use super::*;
 use kvhive_protocol::MemberId;
 use kvhive_protocol::links::PairState;
 use kvhive_protocol::pairs::{Incarnation, UniqueId};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 const fn gpu(member: u32) -> DeviceId {
@@ -36,6 +37,7 @@ fn of(sender: DeviceId, number: u64) -> TransferId {
 
 struct Told {
     pairs: Pairs,
+    counted: Vec<Counted>,
     now: Moment,
     tickets: u64,
 }
@@ -46,7 +48,12 @@ impl Told {
     }
 
     fn with(tuning: Tuning) -> Told {
-        let mut told = Told { pairs: Pairs::new(ME, FIRST, tuning), now: Moment::from_millis(1), tickets: 0 };
+        let mut told = Told {
+            pairs: Pairs::new(ME, FIRST, tuning),
+            counted: Vec::new(),
+            now: Moment::from_millis(1),
+            tickets: 0,
+        };
         for device in [LOW, HIGH, HIGHER] {
             told.tell(Event::Peer { device, generation: FIRST });
         }
@@ -57,6 +64,13 @@ impl Told {
         let mut effects = Vec::new();
         self.pairs.step(self.now, event, &mut effects);
         self.pairs.invariants().unwrap_or_else(|broken| panic!("{broken}"));
+        effects.retain(|effect| match effect {
+            Effect::Count(counted) => {
+                self.counted.push(*counted);
+                false
+            }
+            _ => true,
+        });
         effects
     }
 
@@ -614,4 +628,59 @@ fn why_has_words_of_its_own_for_each_and_is_a_failure_where_the_pair_was_at_faul
     assert_eq!(words.len(), Why::ALL.len());
     let failures: Vec<Why> = Why::ALL.into_iter().filter(|why| why.is_failure()).collect();
     assert_eq!(failures, [Why::NoWorker, Why::PeerBroke, Why::NoAnswer, Why::Late, Why::Failed]);
+}
+
+#[test]
+fn what_becomes_of_pairs_is_counted() {
+    let mut told = Told::new();
+    let first = told.ready(HIGH);
+    told.worker(Answer::Failed { communicator: first });
+    told.worker(Answer::Closed { communicator: first });
+    told.ready(LOW);
+    told.tell(Event::Gone { device: LOW });
+    let expected = [Counted::Made, Counted::GivenUp(Why::Failed), Counted::Made, Counted::GivenUp(Why::Gone)];
+    assert_eq!(told.counted, expected);
+    let names: BTreeSet<&str> = Why::ALL.iter().map(|why| why.as_str()).collect();
+    assert_eq!(names.len(), Why::ALL.len());
+    assert!(Why::ALL.iter().enumerate().all(|(at, why)| *why as usize == at));
+}
+
+#[test]
+fn a_gpu_that_turns_out_to_have_no_nccl_starts_no_second_worker() {
+    let mut told = Told::new();
+    told.tell(Event::Peer { device: HIGH, generation: FIRST });
+    let (_, effects) = told.want(HIGH);
+    assert_eq!(effects[0], Effect::StartWorker);
+    let newer = incarnation(1);
+    let effects = told.hear(LOW, PairWord::Offer { incarnation: newer, id: id() });
+    assert_eq!(effects, [], "it is answered when there is a worker");
+    let effects = told.worker(Answer::Unfit);
+    assert_eq!(effects, [said(LOW, PairWord::Broken { incarnation: newer })]);
+    assert_eq!(told.worker(Answer::Died), []);
+    assert!(told.pairs.is_without());
+    told.pass(Duration::from_secs(3600));
+    let (late, effects) = told.want(HIGH);
+    assert_eq!(effects, by_tcp(late, Why::Without));
+    let newer = incarnation(2);
+    let effects = told.hear(LOW, PairWord::Offer { incarnation: newer, id: id() });
+    assert_eq!(effects, [said(LOW, PairWord::Broken { incarnation: newer })]);
+    assert_eq!([LOW, HIGH].map(|peer| told.pairs.state(peer)), [None, None], "it is no way");
+}
+
+#[test]
+fn a_peer_that_does_without_nccl_is_asked_again_when_it_has_started_anew() {
+    let mut told = Told::new();
+    let communicator = told.ready(HIGH);
+    told.tell(Event::Lacks { device: HIGH, generation: Generation(0) });
+    assert_eq!(told.pairs.state(HIGH), Some(PairState::Ready), "that was said of an earlier start");
+    let effects = told.tell(Event::Lacks { device: HIGH, generation: FIRST });
+    assert_eq!(effects, [Effect::Worker(Command::Close { communicator })]);
+    told.worker(Answer::Closed { communicator });
+    told.pass(Duration::from_secs(3600));
+    let (ticket, effects) = told.want(HIGH);
+    assert_eq!(effects, by_tcp(ticket, Why::Without));
+    assert_eq!(told.pairs.state(HIGH), None);
+    told.tell(Event::Peer { device: HIGH, generation: Generation(FIRST.0 + 1) });
+    let (ticket, effects) = told.want(HIGH);
+    assert_eq!(effects[1..], by_tcp(ticket, Why::BeingMade));
 }

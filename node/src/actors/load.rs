@@ -64,6 +64,7 @@ impl DeviceCore {
             frames,
             // Membership says that too.
             given: Vec::new(),
+            moving: Vec::new(),
             displaced: self.displacing.told(),
             losses: self.displacing.losses(),
         };

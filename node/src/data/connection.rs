@@ -203,7 +203,7 @@ async fn answer(
         }
         DataRequest::Carry(request) => plane.carried(connection, peer, span, *request).await?,
         DataRequest::Receive(request) => plane.receive(peer, span, request).await,
-        DataRequest::Pair(request) => heard(plane, peer.role, request),
+        DataRequest::Pair(request) => heard(plane, peer, request),
         DataRequest::Store(request) => plane.store(connection, peer, span, request).await?,
         DataRequest::Fetch(request) => match plane.fetch(span, peer.role, request).await {
             Ok(found) => match plane.answer(peer.role, &found) {
@@ -380,14 +380,15 @@ fn lent(plane: &DataPlane, role: Role, request: LendRequest) -> Result<DataReply
 }
 
 /// Hears what a GPU of another node says to one of this node's.
-fn heard(plane: &DataPlane, role: Role, request: PairRequest) -> Result<DataReply, WireError> {
-    if role != Role::Node {
-        let what = "speak for a GPU".to_owned();
-        return Err(WireError::Forbidden { role: role.to_string(), what });
+fn heard(plane: &DataPlane, peer: Peer, request: PairRequest) -> Result<DataReply, WireError> {
+    if peer.role != Role::Node || !peer.is_of(request.message.from.member) {
+        let what = "speak for another's GPU".to_owned();
+        return Err(WireError::Forbidden { role: peer.role.to_string(), what });
     }
-    let serving = plane.view.serves(role)?;
+    let serving = plane.view.serves(peer.role)?;
     admitted(&serving, request.epoch, request.message.to)?;
-    plane.replicator.links.hear(request.message);
+    let heard = plane.replicator.links.hear(request.message);
+    heard.map_err(|without| WireError::NotCarried { why: without.to_string() })?;
     Ok(DataReply::Heard { epoch: serving.map.epoch })
 }
 

@@ -24,7 +24,7 @@ pub(crate) struct OnGpu {
     header: BlockHeader,
     extent: Extent,
     /// Stays as it is while this is held, whatever becomes of the block: something may read it.
-    _frame: GpuFrame,
+    frame: GpuFrame,
     far: Mutex<Option<FarGuard>>,
     /// Room that is waited for, one permit a KiB, and how many there are.
     room: Option<(Arc<Semaphore>, u32)>,
@@ -35,12 +35,17 @@ impl OnGpu {
     /// Takes a block that is held and lies in `frame`. Before its bytes are brought, room is waited for.
     pub(crate) fn new(far: FarGuard, frame: GpuFrame, room: Option<(Arc<Semaphore>, u32)>) -> OnGpu {
         let (header, extent, far) = (*far.header(), frame.extent(), Mutex::new(Some(far)));
-        OnGpu { header, extent, _frame: frame, far, room, brought: OnceCell::new() }
+        OnGpu { header, extent, frame, far, room, brought: OnceCell::new() }
     }
 
     /// Returns where it is in its GPU's slab.
     pub(crate) fn extent(&self) -> Extent {
         self.extent
+    }
+
+    /// Returns its frame, which stays as it is for as long as somebody has this.
+    pub(crate) fn frame(&self) -> GpuFrame {
+        self.frame.clone()
     }
 
     async fn bring(&self) -> Option<Arc<ReadGuard>> {

@@ -57,6 +57,8 @@ pub(crate) struct Counters {
     /// Bytes of blocks that askers were told the places of, and answers that were let go of before their asker was done.
     pub(crate) shown_bytes: AtomicU64,
     pub(crate) grants_expired: AtomicU64,
+    /// Bytes of copies from one of this node's GPUs to another, or within one.
+    pub(crate) peer_bytes: AtomicU64,
     /// Bytes of blocks that came over stages and that went over them, and times that some could not.
     pub(crate) gathered_bytes: AtomicU64,
     pub(crate) scattered_bytes: AtomicU64,

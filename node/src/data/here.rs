@@ -1,9 +1,15 @@
-//! Copies between two devices of this node: stores like any other, whose bytes lie here already.
+//! Copies between two devices of this node: stores like any other, whose bytes lie here already. Those of a GPU go from frame to frame where
+//! the other device's are a GPU's too.
 
+use crate::data::counters::{add, count};
 use crate::data::payload::Slices;
 use crate::data::plane::DataPlane;
+use crate::data::receive::{all_on_gpu, not_carried};
 use crate::data::traced;
-use kvhive_protocol::data::{DataReply, DataRequest};
+use crate::frames::GpuFrame;
+use crate::guards::WriteGuard;
+use futures_util::future::join_all;
+use kvhive_protocol::data::{DataReply, DataRequest, StoreRequest};
 use kvhive_protocol::handshake::Role;
 use kvhive_protocol::{Level, MemberId, TraceContext, WireError};
 use kvhive_wire::{Fault, Peer};
@@ -31,6 +37,43 @@ impl DataPlane {
         match &stored {
             Ok(reply) => traced::answered(&mut span, reply),
             Err(fault) => span.fail(fault),
+        }
+        stored
+    }
+
+    /// Does a store that another device of this node, which is `member`, asks for, and whose blocks are in `frames` of its GPU: they are copied
+    /// from there, and their digests taken where they have come. Nothing is done where not all of it would go to a GPU.
+    ///
+    /// # Errors
+    /// [`WireError::NotCarried`] where it is to be asked for otherwise, or as if it had come from elsewhere.
+    pub(crate) async fn take_here(
+        &self,
+        member: MemberId,
+        (trace, store): (Option<TraceContext>, StoreRequest),
+        frames: Vec<GpuFrame>,
+    ) -> Result<DataReply, WireError> {
+        let level = Level::NEWEST;
+        let peer =
+            Peer { role: Role::Node, sender: u64::from(member.0), level, speaks: level, cluster: None };
+        let request = DataRequest::Store(store);
+        let span = traced::begin(self, peer, trace, &request);
+        let DataRequest::Store(store) = request else { return Err(not_carried("it is no store")) };
+        count(&self.counters.stores);
+        let (moved, given_by) = (store.moved, store.moved.then_some(store.epoch));
+        let announced = store.blocks.iter().map(|block| block.header.payload_bytes);
+        let bytes = announced.fold(0, u64::saturating_add);
+        if moved {
+            self.takes.pass(bytes).await;
+        }
+        let task = self.check_store(store, bytes, peer)?.traced(span.context());
+        let reserved = self.reserve(&span, &task, given_by).await?;
+        let guards = all_on_gpu(reserved).ok_or_else(|| not_carried("not all of it would go to the GPU"))?;
+        let copies = guards.into_iter().zip(frames).map(|(guard, from)| guard.filled_from(from));
+        let copied: Option<Vec<WriteGuard>> = join_all(copies).await.into_iter().collect();
+        let copied = copied.ok_or_else(|| not_carried("the GPUs do not reach each other, or not in time"))?;
+        let stored = self.settle_on_gpu(&span, task, copied).await;
+        if stored.is_ok() {
+            add(&self.counters.peer_bytes, bytes);
         }
         stored
     }

@@ -356,6 +356,13 @@ impl Replicator {
         if let Some(blocks) = on_gpu {
             let request = batch.request(items.iter().map(|item| (*item, *item.content.header())));
             let parcel = batch.parcel(&request, (&[], &[]), deadline);
+            match self.links.carry_within(&parcel, &blocks, bytes).await {
+                Some(DataReply::Stored { blocks, .. }) if blocks.len() == items.len() => {
+                    return Ok(blocks.into_iter().map(Answer::of).collect());
+                }
+                Some(_) => return Err(senseless()),
+                None => {}
+            }
             if self.links.goes_by_nccl(&parcel, bytes) {
                 match self.links.carry_on_gpu(&parcel, blocks, bytes).await {
                     Ok(DataReply::Stored { blocks, .. }) if blocks.len() == items.len() => {

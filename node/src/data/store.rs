@@ -142,6 +142,9 @@ impl DataPlane {
             Err(error) => return Ok(Err(error)),
         };
         let device = self.device(task.device);
+        if let Some(device) = device {
+            device.work.stored();
+        }
         let mut receiving = span.part("receive and verify");
         receiving.note("kvhive.bytes", payload);
         let mut taken = Vec::with_capacity(task.blocks.len());
@@ -169,11 +172,7 @@ impl DataPlane {
         // What is here already is held for a look at its bytes.
         let (tenant, blocks, about, pin) = (task.tenant, task.blocks.clone(), task.about, true);
         let reserve = |reply| DeviceMessage::Reserve { tenant, blocks, about, pin, given_by, reply };
-        let reserved = self.ask(span, task.device, reserve).await?;
-        if let Some(device) = self.device(task.device) {
-            device.work.stored();
-        }
-        Ok(reserved)
+        self.ask(span, task.device, reserve).await
     }
 
     pub(super) fn check_store(

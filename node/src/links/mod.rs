@@ -25,7 +25,7 @@ use kvhive_spans::{Span, Tracer};
 use kvhive_wire::Fault;
 use local::InProcess;
 use nccl::Nccl;
-pub(crate) use nccl::{NotCarried, OwnGpu};
+pub(crate) use nccl::{NotCarried, OwnGpu, Without};
 pub(crate) use report::LinkFrom;
 use shared::SharedMemory;
 use std::collections::BTreeMap;
@@ -34,7 +34,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use tcp::Tcp;
 use tokio::runtime::Handle;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 /// A batch that has not gone by NCCL within this goes by TCP in what is left of its time.
 const NCCL_LIMIT: Duration = Duration::from_secs(2);
@@ -137,6 +137,7 @@ impl Links {
     /// Forgets members that are not in the map, and what is known of those that have started anew.
     pub(crate) fn keep(&self, serving: &Serving) {
         let map = &serving.map;
+        self.tcp.speak_as(serving.member);
         self.tcp.keep(map);
         self.shared_memory.keep(map);
         if let Some(nccl) = &self.nccl {
@@ -215,8 +216,11 @@ impl Links {
                 let same_host = self.shared_memory.reaches(parcel).await;
                 let nccl = self.pair_state(parcel.source, parcel.target, is_on_gpu);
                 match self.choose(parcel, bytes, same_host, nccl) {
-                    // What might have gone by it was asked before.
-                    TransportKind::Nccl => TransportKind::Tcp,
+                    TransportKind::Nccl => {
+                        // It was not to go by it when that was asked, a moment ago: others need not wait for how it went.
+                        self.has_not_begun(parcel, nccl);
+                        TransportKind::Tcp
+                    }
                     by => by,
                 }
             }
@@ -258,13 +262,49 @@ impl Links {
                 span.fail(error);
                 if error.is_failure() {
                     self.ended(TransportKind::Nccl, &parcel, bytes, begun.elapsed(), false);
-                } else if let Some(choices) = self.choices.get(usize::from(parcel.source.index)) {
-                    let pair = nccl.state(parcel.source, parcel.target).unwrap_or_default();
-                    lock(choices).has_not_begun(self.view.now(), parcel.target, pair);
+                } else {
+                    self.has_not_begun(&parcel, nccl.state(parcel.source, parcel.target));
                 }
             }
         }
         answer
+    }
+
+    /// Has a batch of blocks that are on a GPU get to another device of this node, from frame to frame. None where that is no other device of this node's,
+    /// or it is to go by the host's memory; the target may have them all the same.
+    pub(crate) async fn carry_within(
+        &self,
+        parcel: &Parcel<'_>,
+        blocks: &[Arc<OnGpu>],
+        bytes: u64,
+    ) -> Option<DataReply> {
+        if parcel.source.member != parcel.target.member {
+            return None;
+        }
+        let plane = self.in_process.plane.get().and_then(Weak::upgrade)?;
+        let DataRequest::Store(store) = parcel.request else { return None };
+        if self.choose(parcel, bytes, false, None) != TransportKind::InProcess {
+            return None;
+        }
+        let mut span = self.span(TransportKind::InProcess, parcel, bytes);
+        let begun = Instant::now();
+        let frames = blocks.iter().map(|block| block.frame()).collect();
+        let taken = plane.take_here(parcel.source.member, (span.context(), store.clone()), frames);
+        match timeout_at(parcel.deadline, taken).await {
+            Ok(Ok(reply)) => {
+                self.ended(TransportKind::InProcess, parcel, bytes, begun.elapsed(), true);
+                Some(reply)
+            }
+            Ok(Err(error)) => {
+                tracing::debug!(target = %parcel.target, %error, "a batch goes by the host's memory");
+                span.fail(error);
+                None
+            }
+            Err(_) => {
+                span.fail("it took too long");
+                None
+            }
+        }
     }
 
     /// Waits until what another GPU sends is in the frames of `guards`, which are of this node's `device`.
@@ -283,10 +323,11 @@ impl Links {
     }
 
     /// Hears what the GPU of another node says to one of this node's.
-    pub(crate) fn hear(&self, message: PairMessage) {
-        if let Some(nccl) = &self.nccl {
-            nccl.hear(message);
-        }
+    ///
+    /// # Errors
+    /// When that one does without NCCL, now and as long as this node lives.
+    pub(crate) fn hear(&self, message: PairMessage) -> Result<(), Without> {
+        self.nccl.as_ref().ok_or(Without)?.hear(message)
     }
 
     fn span(&self, by: TransportKind, parcel: &Parcel<'_>, bytes: u64) -> Span {
@@ -315,6 +356,13 @@ impl Links {
         };
         self.ended(by, parcel, bytes, begun.elapsed(), is_well);
         answer
+    }
+
+    /// Notes that a batch which was to go by NCCL goes another way.
+    fn has_not_begun(&self, parcel: &Parcel<'_>, pair: Option<PairState>) {
+        if let Some(choices) = self.choices.get(usize::from(parcel.source.index)) {
+            lock(choices).has_not_begun(self.view.now(), parcel.target, pair.unwrap_or_default());
+        }
     }
 
     /// Notes how a batch went.

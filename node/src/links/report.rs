@@ -5,6 +5,7 @@ use kvhive_protocol::DeviceId;
 use kvhive_protocol::links::{TransportKind, TransportReport};
 use kvhive_protocol::pairs::PairsReport;
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
 /// How a device of this node reaches another.
@@ -62,12 +63,21 @@ impl Links {
                 .absolute(figures.bytes.load(Ordering::Relaxed));
         }
         for (choices, index) in self.choices.iter().zip(0u16..) {
-            let mut taken = [0u32; TransportKind::ALL.len()];
-            lock(choices).report(self.view.now()).iter().for_each(|link| taken[link.transport as usize] += 1);
-            for (kind, links) in TransportKind::ALL.iter().zip(taken) {
-                let labels = [("device", index.to_string()), ("transport", kind.as_str().to_owned())];
+            let mut taken: BTreeMap<(TransportKind, &str), u32> = BTreeMap::new();
+            for (_, choice) in lock(choices).chosen() {
+                *taken.entry((choice.transport, choice.reason.as_str())).or_default() += 1;
+            }
+            for ((kind, reason), links) in taken {
+                let labels = [
+                    ("device", index.to_string()),
+                    ("transport", kind.as_str().to_owned()),
+                    ("reason", reason.to_owned()),
+                ];
                 metrics::gauge!("kvhive_node_links", &labels).set(f64::from(links));
             }
+        }
+        if let Some(nccl) = &self.nccl {
+            nccl.record();
         }
     }
 }

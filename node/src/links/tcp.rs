@@ -5,7 +5,7 @@ use futures_util::future::BoxFuture;
 use kvhive_client::{Lease, Pool};
 use kvhive_protocol::data::{DataReply, DataRequest};
 use kvhive_protocol::frame::Kind;
-use kvhive_protocol::{ClusterMap, DeviceId, TraceContext, WireError};
+use kvhive_protocol::{ClusterMap, DeviceId, MemberId, TraceContext, WireError};
 use kvhive_wire::Fault;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -20,6 +20,11 @@ pub(super) struct Tcp {
 impl Tcp {
     pub(super) fn new(pool: Pool) -> Tcp {
         Tcp { pool, requests: AtomicU64::new(1) }
+    }
+
+    /// Has connections be of this member.
+    pub(super) fn speak_as(&self, member: MemberId) {
+        self.pool.speak_as(u64::from(member.0));
     }
 
     /// Forgets connections to members that are not in the map.

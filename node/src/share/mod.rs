@@ -14,6 +14,7 @@ use kvhive_wire::{Door, Guest, Handed, this_host};
 use passes::{Aim, Passes};
 pub(crate) use stages::Staged;
 use stages::Stages;
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -25,6 +26,8 @@ use tracing::{debug, warn};
 const GUEST_LIMIT: Duration = Duration::from_secs(1);
 /// Processes that look at a time, or are about to.
 const MAX_GUESTS: usize = 1024;
+/// Processes that were refused and told of, which are remembered: of more, each is told of again.
+const MAX_TOLD: usize = 256;
 /// After the socket has failed, as where descriptors have run out.
 const REST: Duration = Duration::from_millis(100);
 
@@ -209,6 +212,7 @@ pub(crate) fn start(
 
 /// Stands at the door until `stop` turns true.
 async fn serve(door: Door, sharing: Arc<Sharing>, counters: Arc<Counters>, mut stop: watch::Receiver<bool>) {
+    let mut told = Told::default();
     loop {
         let came = tokio::select! {
             came = door.accept() => came,
@@ -218,7 +222,10 @@ async fn serve(door: Door, sharing: Arc<Sharing>, counters: Arc<Counters>, mut s
             Ok(guest) => guest,
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 count(&counters.share_refused_user);
-                warn!(%error, "memory not shared");
+                // Once for each process: one that goes on trying would fill the log.
+                if told.is_new(error.to_string()) {
+                    warn!(%error, "memory not shared");
+                }
                 continue;
             }
             Err(error) => {
@@ -239,6 +246,20 @@ async fn serve(door: Door, sharing: Arc<Sharing>, counters: Arc<Counters>, mut s
     }
 }
 
+/// What was told lately.
+#[derive(Default)]
+struct Told(BTreeSet<String>);
+
+impl Told {
+    /// Says whether it was not told yet, and remembers it.
+    fn is_new(&mut self, said: String) -> bool {
+        if self.0.len() >= MAX_TOLD {
+            self.0.clear();
+        }
+        self.0.insert(said)
+    }
+}
+
 /// Draws 32 bytes; none where the system has none.
 fn random() -> Option<Pass> {
     let mut bytes = [0; 32];
@@ -249,6 +270,15 @@ fn random() -> Option<Pass> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_is_told_once_and_what_is_remembered_is_bounded() {
+        let mut told = Told::default();
+        assert_eq!([1, 1, 2].map(|process| told.is_new(format!("process {process}"))), [true, false, true]);
+        let fresh = (0..10 * MAX_TOLD).filter(|process| told.is_new(process.to_string())).count();
+        assert_eq!(fresh, 10 * MAX_TOLD);
+        assert!(told.0.len() <= MAX_TOLD && told.is_new("process 1".to_owned()));
+    }
 
     #[test]
     fn who_may_look_is_the_nodes_to_say() {

@@ -9,7 +9,7 @@ use kvhive_protocol::data::Ack;
 use kvhive_protocol::emptying::{Displaced, Given};
 use kvhive_protocol::frame::Kind;
 use kvhive_protocol::handshake::TokenKey;
-use kvhive_protocol::load::TenantLoad;
+use kvhive_protocol::load::{SlotGiven, TenantLoad};
 use kvhive_protocol::map::{DeviceDescription, Member, MemberState, ReplicaSet, Settings, Tenant};
 use kvhive_protocol::strategy::StrategyReport;
 use kvhive_protocol::{
@@ -162,6 +162,11 @@ impl FakeCoordinator {
             load.displaced.iter().filter(|(of, _)| *of == member).for_each(|(_, one)| displaced.add(one));
         }
         (given, displaced)
+    }
+
+    /// Returns what the member's last heartbeat says has gone so far of slots that are on their way from it.
+    pub(super) fn moving(&self, member: MemberId) -> Vec<SlotGiven> {
+        self.script().emptying.get(&member).map(|load| load.moving.clone()).unwrap_or_default()
     }
 
     /// Returns what the last heartbeat said of strategies that choose.

@@ -18,7 +18,7 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 /// The driver of this process, once it is taken: whoever looks for CUDA by its name finds it.
-static DRIVER: LazyLock<Fake> = LazyLock::new(|| Fake::with(&[]));
+static DRIVER: LazyLock<Fake> = LazyLock::new(Fake::shared);
 
 /// And what says what befalls its GPUs.
 static NVML: LazyLock<FakeNvml> = LazyLock::new(|| FakeNvml::beside(&DRIVER));
@@ -63,6 +63,11 @@ pub(super) fn fail(call: &str, nth: i32, code: i32) {
 /// Has a call of the driver hang until it is let go on.
 pub(super) fn hang(call: &str, nth: i32) {
     DRIVER.hang(call, nth);
+}
+
+/// Says whether GPUs reach each other's memory.
+pub(super) fn reach_each_other(they_do: bool) {
+    DRIVER.set("fake_peers", they_do.into());
 }
 
 /// Lets what hangs go on.

@@ -1,6 +1,7 @@
 //! By which way blocks get from device to device.
 
 use super::asker::{Block, kept};
+use super::gpu::{is_real, on_some_gpu, reach_each_other};
 use super::moves::place;
 use super::{KIB, Setup, eventually};
 use crate::NodeHandle;
@@ -52,6 +53,42 @@ async fn a_slot_moves_between_devices_of_one_node_without_a_socket() {
     assert_eq!(link["transports"][0]["bytes"], 20 * 4 * KIB);
     // The asker's, and the one by which it was asked which blocks it lacks.
     assert!(node.counted(|counters| &counters.connections) <= connections + 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_moves_between_gpus_of_one_node_goes_from_frame_to_frame() {
+    // Within one GPU too; by the host's memory where two do not reach each other.
+    for (gpus_apart, reach) in [(false, true), (true, true), (true, false)] {
+        if gpus_apart && is_real() {
+            println!("SKIPPED: this machine may have one GPU");
+            continue;
+        }
+        if !is_real() {
+            reach_each_other(reach);
+        }
+        let (setup, _) = on_some_gpu();
+        let setup = Setup { devices: 2, gpus_apart, host_frames: 32, ..setup };
+        let (coordinator, node) = setup.one().await;
+        let member = node.member().expect("it is a member");
+        let [old, new] = [0, 1].map(|index| DeviceId::new(member, index));
+        let mut client = node.ask().await;
+        let slot = client.slot;
+        place(&coordinator, slot, &[old, new], &[]);
+        eventually("the node serves by it", || coordinator.has_confirmed(member, coordinator.epoch())).await;
+        let blocks: Vec<Block> = (0..8).map(|number| Block::new(number, 64 * KIB)).collect();
+        assert_eq!(client.store(&blocks, Ack::All).await, Ok(vec![kept(2); 8]));
+        let bytes = 8 * 64 * KIB as u64;
+        let by_peers = node.counted(|counters| &counters.peer_bytes);
+        assert_eq!(by_peers, if reach { bytes } else { 0 }, "apart: {gpus_apart}");
+        let mut other = node.ask().await;
+        other.device = new;
+        let numbers: Vec<u64> = (0..8).collect();
+        let expected: Vec<_> = blocks.iter().map(|block| Some(block.bytes.clone())).collect();
+        assert!(other.fetch(&numbers).await == Ok(expected));
+        assert_eq!(links(&node)[0]["transports"][0]["bytes"], bytes);
+        node.settles("nobody reads or writes", |stats| stats.readers + stats.filling == 0).await;
+        assert_eq!(node.counted(|counters| &counters.replication_failures), 0);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

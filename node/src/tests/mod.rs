@@ -81,6 +81,8 @@ struct Setup {
     wrong: Option<nccl::Wrong>,
     share_memory: crate::ShareMemory,
     gpu_stages: bool,
+    /// Each device has a GPU of its own, from that of `memory` on.
+    gpus_apart: bool,
     speaks: Level,
     /// How many of a million requests are traced.
     sample_ppm: u32,
@@ -113,6 +115,7 @@ impl Default for Setup {
             wrong: None,
             share_memory: crate::ShareMemory::default(),
             gpu_stages: true,
+            gpus_apart: false,
             speaks: Level::NEWEST,
             sample_ppm: 0,
         }
@@ -132,8 +135,11 @@ impl Setup {
         };
         let large = (self.frame_bytes, self.device_frames);
         let classes: Vec<ClassConfig> = self.smaller.into_iter().chain([large]).map(class).collect();
-        let device = |classes: Vec<ClassConfig>| DeviceConfig {
-            memory: self.memory,
+        let device = |at: usize, classes: Vec<ClassConfig>| DeviceConfig {
+            memory: match self.memory {
+                DeviceMemory::Cuda(first) if self.gpus_apart => DeviceMemory::Cuda(first + at as u32),
+                memory => memory,
+            },
             device_bytes: classes.iter().map(|class| u64::from(class.share)).sum(),
             host_bytes: (self.host_frames * self.frame_bytes) as u64,
             disk_bytes: self
@@ -155,7 +161,7 @@ impl Setup {
             max_connections: self.max_connections,
             max_inflight_bytes: self.inflight_bytes as u64,
             moves: MoveLimits { rate: self.move_rate, slowdown_percent: 150 },
-            devices: (0..self.devices).map(|_| device(classes.clone())).collect(),
+            devices: (0..self.devices).map(|at| device(at, classes.clone())).collect(),
             pin_memory: false,
             share_memory: self.share_memory,
             gpu_stages: self.gpu_stages,

@@ -10,6 +10,7 @@ use crate::{MoveLimits, NodeHandle};
 use kvhive_cache::Pass;
 use kvhive_protocol::data::Ack;
 use kvhive_protocol::emptying::{Displaced, Given};
+use kvhive_protocol::load::SlotGiven;
 use kvhive_protocol::map::ReplicaSet;
 use kvhive_protocol::{DeviceId, Filling, Pin, PinMode, Reason, Slot, WireError};
 use std::sync::Arc;
@@ -53,6 +54,8 @@ async fn a_slot_that_moves_is_served_by_the_old_node_until_the_new_one_has_every
     assert_eq!(client.store(&blocks, Ack::Primary).await, Ok(vec![kept(1); 20]));
     place(&coordinator, client.slot, &[old, new], &[new]);
     eventually("it is given", || coordinator.is_filled(client.slot, new)).await;
+    let gone = [SlotGiven { slot: client.slot, moved_blocks: 20, moved_bytes: 20 * 4 * KIB as u64 }];
+    eventually("what has gone is told", || coordinator.moving(old.member) == gone).await;
     let numbers: Vec<u64> = (0..20).collect();
     assert_eq!(client.covered(&numbers).await, Ok(20));
     place(&coordinator, client.slot, &[new], &[]);

@@ -6,15 +6,21 @@
 mod fake_nccl;
 
 use super::asker::{Block, kept};
+use super::coordinator::FakeCoordinator;
 use super::gpu::{driver, is_real, on_gpu};
+use super::share::ask_as_node;
 use super::{KIB, Setup, eventually};
 use crate::links::COPY_LIMIT;
 use crate::{NcclConfig, NodeHandle};
 use fake_nccl::FakeNccl;
+use futures_util::future::join_all;
 use kvhive_cache::Tier;
-use kvhive_protocol::DeviceId;
-use kvhive_protocol::data::Ack;
+use kvhive_links::pairs::Why;
+use kvhive_protocol::data::{Ack, DataReply, DataRequest, PairRequest};
 use kvhive_protocol::links::PairState;
+use kvhive_protocol::pairs::{Incarnation, PairMessage, PairWord};
+use kvhive_protocol::{DeviceId, Generation, MemberId, WireError};
+use kvhive_wire::Fault;
 use rustix::process::{Pid, Signal, kill_process};
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -22,7 +28,7 @@ use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-static NCCL: LazyLock<FakeNccl> = LazyLock::new(FakeNccl::new);
+static NCCL: LazyLock<FakeNccl> = LazyLock::new(FakeNccl::shared);
 
 /// The worker's program: this one, which a node of another test has started. Without such a one it has nothing to do.
 #[test]
@@ -32,17 +38,24 @@ fn worker_process() {
     kvhive_gpu::worker::serve(socket).expect("it works to its end");
 }
 
+/// Goes wrong in all of them: there is no NCCL.
+const NO_LIBRARY: &str = "no library";
+
 /// What goes wrong in the first worker of each node whose name begins so, and in none after it.
 pub(super) struct Wrong {
     node: &'static str,
     what: String,
-    /// In it there is a folder of each node's once a worker was started.
+    /// In it there is a folder of each node's once a worker was started, and a file with the name of each call that went wrong.
     once: TempDir,
     /// How long a worker's calls may take.
     watchdog: Duration,
 }
 
 impl Wrong {
+    fn has_come_to(&self, call: &str) -> bool {
+        self.once.path().join(call).exists()
+    }
+
     fn at(node: &'static str, what: &str) -> Wrong {
         let once = tempfile::tempdir().expect("a temporary folder can be made");
         Wrong { node, what: what.to_owned(), once, watchdog: WATCHDOG }
@@ -67,8 +80,12 @@ pub(super) fn config(name: &str, wrong: Option<&Wrong>) -> NcclConfig {
         wrong.map_or(WATCHDOG, |wrong| wrong.watchdog)
     };
     if let Some(wrong) = wrong {
+        if wrong.what == NO_LIBRARY {
+            environment.push(("KVHIVE_NCCL".to_owned(), "/nowhere/libnccl.so.2".to_owned()));
+        }
         environment.push(("KVHIVE_FAKE_NCCL".to_owned(), wrong.what.clone()));
         environment.push(("ONCE".to_owned(), text(&wrong.once.path().join(name))));
+        environment.push(("KVHIVE_FAKE_NCCL_REACHED".to_owned(), text(wrong.once.path())));
     }
     let program = std::env::current_exe().expect("a test is a program");
     let first = r#"mkdir "$ONCE" 2>/dev/null || unset KVHIVE_FAKE_NCCL; exec "$0" "$@""#;
@@ -119,6 +136,68 @@ fn gone_by(node: &NodeHandle, transport: &str) -> u64 {
     ways.filter(|way| way["transport"] == transport).filter_map(|way| way["bytes"].as_u64()).sum()
 }
 
+/// Checks that a node's metrics have this line.
+async fn tells(node: &NodeHandle, line: &str) {
+    let page = super::life::get(node.metrics_address(), "/metrics").await;
+    assert!(page.contains(&format!("kvhive_node_{line}\n")), "{line} in {page}");
+}
+
+/// Returns why the first pair of a node was given up last.
+fn given_up(node: &NodeHandle) -> Option<String> {
+    node.plane.replicator.links.pairs().first()?.pairs.first()?.why.clone()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_without_nccl_is_known_as_such_and_starts_no_second_worker() {
+    let wrong = Wrong::at("node-1", NO_LIBRARY);
+    let roomy = || Setup { device_frames: 512, ..by_nccl() };
+    let lacking = Setup { wrong: Some(wrong), ..roomy() };
+    // One has no library, the other is not to go by NCCL.
+    for (other, tries) in [(&lacking, true), (&Setup { nccl: false, ..roomy() }, false)] {
+        let (_coordinator, nodes) = two([&roomy(), other]).await;
+        let mut client = nodes[0].ask().await;
+        let without = Why::Without.to_string();
+        for number in 0..500 {
+            assert_eq!(client.store(&blocks(number, 1), Ack::All).await, Ok(vec![kept(2)]));
+            if given_up(&nodes[0]).as_ref() == Some(&without) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
+        tells(&nodes[0], "nccl_pairs_given_up_total{device=\"0\",reason=\"without\"} 1").await;
+        assert_eq!(client.store(&blocks(500, 1), Ack::All).await, Ok(vec![kept(2)]));
+        let reached = nodes[0].plane.replicator.links.report();
+        let reached = serde_json::to_value(reached).expect("it is plain");
+        assert!(
+            !reached[0]["reason"].as_str().expect("words").contains("pair"),
+            "it is no way any more: {reached}"
+        );
+        if tries {
+            tells(&nodes[1], "nccl_worker_starts_total{device=\"0\"} 1").await;
+            assert!(nodes[1].plane.replicator.links.pairs()[0].worker.contains("no NCCL"));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_speaks_for_another_members_gpu() {
+    let (_coordinator, nodes) = two([&by_nccl(); 2]).await;
+    let [first, second] = nodes.each_ref().map(|node| node.member().expect("it is a member"));
+    let mut asker = ask_as_node(&nodes[0], u64::from(second.0)).await;
+    let say = |from: MemberId| {
+        let (from, to) = (DeviceId::new(from, 0), DeviceId::new(first, 0));
+        let word = PairWord::Broken { incarnation: Incarnation::default() };
+        let (generation, to_generation) = (Generation(1), Generation(1));
+        let message = PairMessage { from, generation, to, to_generation, word };
+        let epoch = nodes[0].plane.view.serving().expect("it serves").map.epoch;
+        DataRequest::Pair(PairRequest { epoch, message })
+    };
+    let heard = asker.exchange(&say(second), &[]).await;
+    assert!(matches!(heard, Ok(DataReply::Heard { .. })), "{heard:?}");
+    let refused = asker.exchange(&say(MemberId(second.0 + 1)), &[]).await;
+    assert!(matches!(refused, Err(Fault::Refused(WireError::Forbidden { .. }))), "{refused:?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn copies_for_a_replica_go_from_gpu_to_gpu_once_a_pair_stands() {
     let (_coordinator, nodes) = by_nccl().several(2).await;
@@ -133,6 +212,25 @@ async fn copies_for_a_replica_go_from_gpu_to_gpu_once_a_pair_stands() {
     let numbers: Vec<u64> = (0..7).collect();
     let expected: Vec<_> = blocks(0, 7).into_iter().map(|block| Some(block.bytes)).collect();
     assert!(replica.fetch(&numbers).await == Ok(expected));
+    for (node, direction) in nodes.iter().zip(["sent", "received"]) {
+        // An earlier one goes by TCP, as there is no pair.
+        let done =
+            format!("nccl_transfers_total{{device=\"0\",direction=\"{direction}\",outcome=\"done\"}} 1");
+        let expected = [
+            "nccl_pairs{device=\"0\",state=\"ready\"} 1",
+            "nccl_pairs{device=\"0\",state=\"cold\"} 0",
+            "nccl_pairs_made_total{device=\"0\"} 1",
+            "nccl_pairs_given_up_total{device=\"0\",reason=\"failed\"} 0",
+            "nccl_worker_starts_total{device=\"0\"} 1",
+            "nccl_worker_deaths_total{device=\"0\"} 0",
+            &done,
+        ];
+        for line in expected {
+            tells(node, line).await;
+        }
+    }
+    let link = "links{device=\"0\",transport=\"nccl\",reason=\"first\"} 1";
+    tells(&nodes[0], link).await;
     for node in &nodes {
         node.settles("nobody reads or writes", |stats| stats.readers + stats.filling == 0).await;
     }
@@ -210,11 +308,27 @@ async fn a_worker_that_is_killed_under_way_costs_no_store_its_time_and_no_block_
     }
 }
 
-/// Two nodes in one of whose first workers something goes wrong: whatever it is, each store is answered by its deadline and both have the
-/// right bytes.
-async fn goes_on(node: &'static str, wrong: &str) {
+/// Starts two nodes: the first is rank 0 of their pair and every slot's primary, so it sends and the other receives.
+async fn two(setups: [&Setup; 2]) -> (FakeCoordinator, [NodeHandle; 2]) {
+    let coordinator = FakeCoordinator::start().await;
+    let first = setups[0].start("node-0", &coordinator);
+    eventually("it is a member", || first.member().is_some()).await;
+    let nodes = [first, setups[1].start("node-1", &coordinator)];
+    for node in &nodes {
+        eventually("both serve by the whole map", || {
+            let members = node.plane.view.serving().map_or(0, |serving| serving.map.members.len());
+            node.is_serving() && members == 2
+        })
+        .await;
+    }
+    (coordinator, nodes)
+}
+
+/// Two nodes in one of whose first workers something goes wrong, in this call after whatever it takes to come to that: each store is answered
+/// by its deadline and both have the right bytes.
+async fn goes_on(node: &'static str, call: &str, wrong: &str) {
     let setup = Setup { wrong: Some(Wrong::at(node, wrong)), ..by_nccl() };
-    let (_coordinator, nodes) = setup.several(2).await;
+    let (_coordinator, nodes) = two([&setup; 2]).await;
     let mut client = nodes[0].ask().await;
     for from in 0..6 {
         let begun = Instant::now();
@@ -222,9 +336,14 @@ async fn goes_on(node: &'static str, wrong: &str) {
         assert_eq!(stored, Ok(vec![kept(2); 2]), "{wrong} at {node}, batch {from}");
         let took = begun.elapsed();
         assert!(took <= COPY_LIMIT + Duration::from_millis(100), "{wrong} at {node}: {took:?}");
-        // A pair is made, or is found to be of no use, between them.
-        tokio::time::sleep(Duration::from_millis(150)).await;
+        eventually("a pair stands, or is found to be of no use", || {
+            use PairState::{Aborting, Joining, Offered};
+            !matches!(pair(&nodes[0]), Some(Offered | Joining | Aborting))
+        })
+        .await;
     }
+    let planned = setup.wrong.as_ref().expect("something goes wrong");
+    eventually("what was planned has gone wrong", || planned.has_come_to(call)).await;
     let numbers: Vec<u64> = (0..12).collect();
     let expected: Vec<_> = blocks(0, 12).into_iter().map(|block| Some(block.bytes)).collect();
     for node in &nodes {
@@ -246,31 +365,35 @@ async fn goes_on(node: &'static str, wrong: &str) {
     panic!("{wrong} at {node}: nothing goes by NCCL any more: {pairs:?}");
 }
 
-/// All that may go wrong in a call of this name.
-async fn goes_on_whatever_a_call_does(call: &str) {
+/// All that may go wrong in a call of this name at these nodes, which comes after something else has failed where that is said.
+async fn goes_on_whatever_a_call_does(nodes: &[&'static str], before: &str, call: &str) {
     for how in ["fail", "hang", "die"] {
-        let wrong = format!("{call}:1:{how}");
-        tokio::join!(goes_on("node-0", &wrong), goes_on("node-1", &wrong));
+        let wrong = format!("{before}{call}:1:{how}");
+        join_all(nodes.iter().map(|node| goes_on(node, call, &wrong))).await;
     }
 }
 
+const FIRST: &[&str] = &["node-0"];
+const SECOND: &[&str] = &["node-1"];
+const BOTH: &[&str] = &["node-0", "node-1"];
+
 macro_rules! calls {
-    ($($test:ident: $call:literal,)+) => {$(
+    ($($test:ident: $nodes:ident, $before:literal $call:literal,)+) => {$(
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
         async fn $test() {
-            goes_on_whatever_a_call_does($call).await;
+            goes_on_whatever_a_call_does($nodes, $before, $call).await;
         }
     )+};
 }
 
 calls! {
-    stores_go_on_when_no_id_is_made: "ncclGetUniqueId",
-    stores_go_on_when_nobody_joins: "ncclCommInitRankConfig",
-    stores_go_on_when_errors_are_not_told: "ncclCommGetAsyncError",
-    stores_go_on_when_no_group_begins: "ncclGroupStart",
-    stores_go_on_when_no_group_ends: "ncclGroupEnd",
-    stores_go_on_when_nothing_is_sent: "ncclSend",
-    stores_go_on_when_nothing_is_received: "ncclRecv",
-    stores_go_on_when_a_transfer_stops_in_its_middle: "transfer",
-    stores_go_on_when_nothing_is_aborted: "ncclCommAbort",
+    stores_go_on_when_no_id_is_made: FIRST, "" "ncclGetUniqueId",
+    stores_go_on_when_nobody_joins: BOTH, "" "ncclCommInitRankConfig",
+    stores_go_on_when_errors_are_not_told: BOTH, "" "ncclCommGetAsyncError",
+    stores_go_on_when_no_group_begins: BOTH, "" "ncclGroupStart",
+    stores_go_on_when_no_group_ends: BOTH, "" "ncclGroupEnd",
+    stores_go_on_when_nothing_is_sent: FIRST, "" "ncclSend",
+    stores_go_on_when_nothing_is_received: SECOND, "" "ncclRecv",
+    stores_go_on_when_a_transfer_stops_in_its_middle: BOTH, "" "transfer",
+    stores_go_on_when_nothing_is_aborted: BOTH, "transfer:1:fail," "ncclCommAbort",
 }

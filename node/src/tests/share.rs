@@ -58,12 +58,12 @@ impl Asker {
     }
 }
 
-/// Connects as another node would.
-async fn ask_as_node(node: &NodeHandle) -> Asker {
+/// Connects as another node would, which is this member.
+pub(super) async fn ask_as_node(node: &NodeHandle, sender: u64) -> Asker {
     let identity = Identity {
         token: TokenKey::new(TOKEN),
         role: Role::Node,
-        sender: 0,
+        sender,
         cluster: None,
         tls: None,
         levels: Default::default(),
@@ -188,7 +188,7 @@ async fn who_may_not_look_is_told_why_and_sent_what_it_asks_for() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_may_look_where_clients_may_not() {
     let (_coordinator, node) = Setup { share_memory: ShareMemory::Nodes, ..setup() }.one().await;
-    let mut asker = ask_as_node(&node).await;
+    let mut asker = ask_as_node(&node, 0).await;
     assert!(matches!(asker.share(here()).await, ShareAnswer::Offered(_)));
 }
 
@@ -406,7 +406,7 @@ async fn who_is_no_node_has_nothing_carried_and_lies_are_refused() {
         (carry(true, vec![place]), carry(false, vec![place]), carry(true, Vec::new()));
     let refused = client.exchange(&of_client, &[]).await;
     assert!(matches!(refused, Err(Fault::Refused(WireError::Forbidden { .. }))), "{refused:?}");
-    let mut other = ask_as_node(&node).await;
+    let mut other = ask_as_node(&node, 0).await;
     for request in [no_copy, no_place] {
         let refused = other.exchange(&request, &[]).await;
         assert!(matches!(refused, Err(Fault::Refused(WireError::Malformed { .. }))), "{refused:?}");

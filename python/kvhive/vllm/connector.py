@@ -242,7 +242,11 @@ class KvHiveConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         parallel, config = self._vllm_config.parallel_config, self._kv_cache_config
         if self._is_off:
             return
-        self._pages = pages = Pages(kv_caches, config.num_blocks, placements(config))
+        on_gpu = self._settings.gpu_memory_mb
+        self._pages = pages = Pages(kv_caches, config.num_blocks, placements(config), stays=on_gpu > 0)
+        if on_gpu and pages.device.type != "cuda":
+            logger.warning("kvhive: gpu_memory_mb is of no use, this engine's blocks are in memory of %s", pages.device.type)
+            on_gpu = 0
         replicas = config.kv_tp_replicas
         self._courier = EngineCourier(
             **self._settings.cluster,
@@ -253,7 +257,7 @@ class KvHiveConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
             block_bytes=pages.block_bytes,
             wait=self._settings.wait_ms / 1000,
             asks=self._settings.asks,
-            memory=self._settings.memory_mb << 20,
+            memory=(on_gpu or self._settings.memory_mb) << 20,
             allocate=pages.memory,
         )
         if pages.device.type == "cuda":

@@ -1,4 +1,4 @@
-"""Blocks of an engine's memory as rows of bytes, and the copies between them and memory of the host.
+"""Blocks of an engine's memory as rows of bytes, and the copies between them and memory of the host, or of the device.
 
 One block of a group is the pages of its layers, one after the other. On a device, copies follow what its stream does already: what a
 step writes is read after it, and what is loaded is there before the next one.
@@ -30,9 +30,15 @@ class Pages:
     """The memory of one worker: of each group the pages of its layers."""
 
     def __init__(
-        self, caches: Mapping[str, torch.Tensor], blocks: int, groups: Sequence[Sequence[Placement]]
+        self,
+        caches: Mapping[str, torch.Tensor],
+        blocks: int,
+        groups: Sequence[Sequence[Placement]],
+        *,
+        stays: bool = False,
     ) -> None:
         self.device = next(iter(caches.values())).device
+        self._stays = stays and self.device.type == "cuda"
         self._rows = [[row for place in group for row in rows(caches[place.layer], blocks, place)] for group in groups]
         self.widths = [[row.shape[1] for row in group] for group in self._rows]
         self.block_bytes = [sum(group) for group in self.widths]
@@ -45,7 +51,9 @@ class Pages:
         ]
 
     def memory(self, nbytes: int) -> torch.Tensor:
-        """Makes memory of the host that the device copies to and from without waiting."""
+        """Makes memory that blocks are copied to and from: of the device where they stay there, else of the host, pinned."""
+        if self._stays:
+            return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
         return torch.empty(nbytes, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
 
     def load(self, group: int, memory: torch.Tensor, row: int, blocks: Sequence[int]) -> None:
@@ -62,7 +70,7 @@ class Pages:
             begin += view.shape[1]
 
     def save(self, group: int, blocks: Sequence[int]) -> torch.Tensor:
-        """Returns memory of the host that these blocks of a group are copied to."""
+        """Returns memory that these blocks of a group are copied to."""
         at = self._numbers(blocks)
         views = self._views[group]
         width = sum(view.shape[1] for view in views)
@@ -72,7 +80,7 @@ class Pages:
             taken[:, begin : begin + view.shape[1]] = view.index_select(0, at)
             begin += view.shape[1]
         given = taken.view(torch.uint8).flatten()
-        if self.device.type != "cuda":
+        if self.device.type != "cuda" or self._stays:
             return given
         return self.memory(given.numel()).copy_(given, non_blocking=True)
 

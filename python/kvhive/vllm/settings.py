@@ -21,6 +21,9 @@ class Settings(ToldWeights):
     """Fewer missing tokens than this are computed without asking."""
     memory_mb: int = 1024
     """Memory of each worker for blocks on their way, in MiB. What does not fit is computed, or not saved."""
+    gpu_memory_mb: int = 0
+    """Memory of each worker's GPU for blocks on their way, in MiB, in place of the host's: they go to GPUs of nodes on this host and come
+    from them without it. vLLM must leave as much free (`gpu_memory_utilization`). 0: they pass through the host's memory."""
     known_s: int = 60
     """How long a saved block counts as being in the cluster, and is not sent again."""
 
@@ -30,5 +33,6 @@ class Settings(ToldWeights):
         "asks": (1, 10_000),
         "least_tokens": (1, 1 << 31),
         "memory_mb": (1, 1 << 20),
+        "gpu_memory_mb": (0, 1 << 20),
         "known_s": (1, 86_400),
     }

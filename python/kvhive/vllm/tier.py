@@ -25,7 +25,7 @@ __all__ = ["KvHiveTier"]
 logger = init_logger("vllm.kvhive.tier")
 
 FOUND = {None: LookupResult.RETRY, True: LookupResult.HIT, False: LookupResult.MISS}
-NOT_HERE = ("asks", "least_tokens", "memory_mb", "known_s")
+NOT_HERE = ("asks", "least_tokens", "memory_mb", "gpu_memory_mb", "known_s")
 
 
 class KvHiveTier(SecondaryTierManager):  # type: ignore[misc]

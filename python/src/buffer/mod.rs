@@ -12,12 +12,15 @@ mod passage;
 use crate::errors::{Failure, Kind};
 use crate::regions::{Claim, Regions, Use};
 use dlpack::{Managed, Trouble};
+use kvhive_client::StageLease;
+use kvhive_gpu::cuda::Gpu;
 use passage::Passage;
 use pyo3::buffer::PyUntypedBuffer;
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyMemoryView, PyTuple};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// The most objects that one call takes.
 const MAX_OBJECTS: usize = 1 << 16;
@@ -172,13 +175,52 @@ impl Lent {
         self.regions.first().map_or(1, |region| region.block_bytes)
     }
 
-    /// Returns which blocks are worked on at a time: all of them where the memory is the host's, else as many as pass through it.
-    pub(crate) fn windows(&self) -> Vec<Range<usize>> {
-        let blocks = self.blocks();
+    /// Returns which of some blocks are worked on at a time: all of them where the memory is the host's, else as many as pass through it.
+    pub(crate) fn windows(&self, blocks: Range<usize>) -> Vec<Range<usize>> {
         match &self.passage {
-            Some(passage) if blocks > 0 => passage.windows(blocks, self.block_bytes()),
-            _ => std::iter::once(0..blocks).collect(),
+            Some(passage) if !blocks.is_empty() => {
+                let windows = passage.windows(blocks.len(), self.block_bytes());
+                windows.iter().map(|part| blocks.start + part.start..blocks.start + part.end).collect()
+            }
+            _ => vec![blocks],
         }
+    }
+
+    /// Returns the GPU whose memory it is, if it is one's.
+    pub(crate) fn gpu(&self) -> Option<&Arc<Gpu>> {
+        self.passage.as_ref().map(Passage::gpu)
+    }
+
+    /// Copies the blocks of a window to a stage, one after the other from its first byte on.
+    ///
+    /// # Errors
+    /// When the stage has not so much room, or the GPU does not copy.
+    pub(crate) fn put_on(&mut self, stage: &StageLease, window: &Range<usize>) -> Result<(), Failure> {
+        let (block_bytes, addresses) = (self.block_bytes(), addresses(&self.regions, window));
+        let on_stage = places(stage, addresses.len(), block_bytes)?;
+        let Some(passage) = &mut self.passage else { return Ok(()) };
+        // SAFETY: the addresses are of blocks of the passage's GPU, whole ones, in memory that `self` holds; the claim lets no call of this crate
+        // write to it. The stage was taken of the same GPU, is one call's alone, and has room for them.
+        unsafe { passage.within(addresses.into_iter().zip(on_stage), block_bytes) }
+    }
+
+    /// Copies those blocks of a window from a stage that are there.
+    ///
+    /// # Errors
+    /// As for [`Lent::put_on`].
+    pub(crate) fn take_off(
+        &mut self,
+        stage: &StageLease,
+        window: &Range<usize>,
+        is_there: impl Fn(usize) -> bool,
+    ) -> Result<(), Failure> {
+        assert_eq!(self.how, Use::Write, "memory is written only where it was taken to be written");
+        let (block_bytes, addresses) = (self.block_bytes(), addresses(&self.regions, window));
+        let on_stage = places(stage, addresses.len(), block_bytes)?;
+        let Some(passage) = &mut self.passage else { return Ok(()) };
+        let both = on_stage.zip(addresses).enumerate().filter(|(at, _)| is_there(*at)).map(|(_, both)| both);
+        // SAFETY: as above, and the claim was made for writing (asserted): nobody else of this crate uses the memory.
+        unsafe { passage.within(both, block_bytes) }
     }
 
     /// Returns one slice for each block of a window, with what is in it.
@@ -187,7 +229,7 @@ impl Lent {
     /// When a GPU does not copy.
     pub(crate) fn read(&mut self, window: &Range<usize>) -> Result<Vec<&[u8]>, Failure> {
         if self.passage.is_none() {
-            return Ok(self.slices());
+            return Ok(self.slices().into_iter().skip(window.start).take(window.len()).collect());
         }
         let (block_bytes, addresses) = (self.block_bytes(), addresses(&self.regions, window));
         let passage = self.passage.as_mut().expect("it was just looked at");
@@ -202,7 +244,7 @@ impl Lent {
     /// When a GPU's driver has no memory for what passes through.
     pub(crate) fn begin_writing(&mut self, window: &Range<usize>) -> Result<Vec<&mut [u8]>, Failure> {
         if self.passage.is_none() {
-            return Ok(self.slices_mut());
+            return Ok(self.slices_mut().into_iter().skip(window.start).take(window.len()).collect());
         }
         let block_bytes = self.block_bytes();
         let passage = self.passage.as_mut().expect("it was just looked at");
@@ -232,6 +274,18 @@ impl Region {
     fn blocks(&self) -> usize {
         self.bytes / self.block_bytes
     }
+}
+
+/// Returns where so many blocks are on a stage.
+fn places(
+    stage: &StageLease,
+    blocks: usize,
+    block_bytes: usize,
+) -> Result<impl Iterator<Item = u64> + use<>, Failure> {
+    if (blocks * block_bytes) as u64 > stage.bytes() {
+        return Err(wrong(format!("a stage of {} bytes has no room for {blocks} blocks", stage.bytes())));
+    }
+    Ok((stage.address()..).step_by(block_bytes))
 }
 
 /// Returns where the blocks of a window are.

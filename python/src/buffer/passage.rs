@@ -46,6 +46,26 @@ impl Passage {
         self.copier.stream().number()
     }
 
+    /// Returns the GPU.
+    pub(super) fn gpu(&self) -> &Arc<Gpu> {
+        self.copier.stream().gpu()
+    }
+
+    /// Copies blocks of the GPU's, each from the first of two addresses to the second.
+    ///
+    /// # Safety
+    /// A block of the stream's GPU is at each address. Nobody writes those that are read meanwhile, and nobody else uses those that are written.
+    pub(super) unsafe fn within(
+        &mut self,
+        blocks: impl Iterator<Item = (u64, u64)>,
+        block_bytes: usize,
+    ) -> Result<(), Failure> {
+        let pieces: Vec<Piece> = blocks.map(|(from, to)| Piece { from, to, bytes: block_bytes }).collect();
+        // SAFETY: as the caller says.
+        tokio::task::block_in_place(|| unsafe { self.copier.copy(Direction::Within, &pieces) })
+            .map_err(failed)
+    }
+
     /// Cuts so many blocks into parts that pass at a time.
     pub(super) fn windows(&self, blocks: usize, block_bytes: usize) -> Vec<Range<usize>> {
         let step = (WINDOW_BYTES / block_bytes).max(1);

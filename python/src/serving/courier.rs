@@ -137,9 +137,7 @@ impl Shared {
             };
             held.push((memory, range.start));
             let left = until.saturating_duration_since(Instant::now());
-            let mut slices = lent.slices_mut();
-            let fetched = self.links.fetch(group, &prefixes[group], range, &mut slices, left).await;
-            drop(slices);
+            let fetched = self.links.fetch(group, &prefixes[group], range, &mut lent, left).await;
             blocks[group] = fetched.0;
             is_late |= fetched.1;
             self.crew.send(Box::new(move |_| drop(lent)));
@@ -166,7 +164,7 @@ impl Shared {
         self.crew.send(Box::new(move |py| {
             let make = || -> PyResult<(Py<PyAny>, Lent)> {
                 let memory = shared.allocate.call1(py, (bytes,))?;
-                let lent = Lent::take(memory.bind(py), shared.block_bytes[group], Use::Write)?;
+                let lent = Lent::take_anywhere(memory.bind(py), shared.block_bytes[group], Use::Write)?;
                 Ok((memory, lent))
             };
             let _ = give.send(make().map_err(|error| error.to_string()));
@@ -181,9 +179,9 @@ impl Shared {
         }
     }
 
-    async fn store(self: Arc<Self>, save: SaveId, saving: Saving, lent: Lent) {
+    async fn store(self: Arc<Self>, save: SaveId, saving: Saving, mut lent: Lent) {
         let Saving { names, group, blocks } = saving;
-        let kept = self.links.store(group, &names, &blocks, &lent.slices(), STORE_LIMIT).await;
+        let kept = self.links.store(group, &names, &blocks, &mut lent, STORE_LIMIT).await;
         let shared = self.clone();
         self.crew.send(Box::new(move |_| {
             drop(lent);
@@ -332,7 +330,7 @@ impl EngineCourier {
         let saving = self.shared.lock().saving.remove(&save);
         let saving =
             saving.ok_or_else(|| Failure::misuse(format!("save {} is not under way", save.0)).raise(py))?;
-        let lent = Lent::take(memory, self.shared.block_bytes[saving.group], Use::Read)?;
+        let lent = Lent::take_anywhere(memory, self.shared.block_bytes[saving.group], Use::Read)?;
         if lent.blocks() != saving.blocks.len() {
             let what = format!("memory of {} blocks for {}", lent.blocks(), saving.blocks.len());
             return Err(Failure::misuse(what).raise(py));
@@ -368,6 +366,7 @@ impl EngineCourier {
     /// Returns what this worker has done, by name.
     fn figures(&self) -> Vec<(&'static str, u64)> {
         let figures = self.shared.lock().courier.figures();
+        let [stored_on_gpu, fetched_on_gpu, stage_fallbacks] = self.shared.links.on_gpu();
         vec![
             ("asks", figures.asks),
             ("unasked", figures.unasked),
@@ -378,6 +377,9 @@ impl EngineCourier {
             ("blocks_saved", figures.blocks_saved),
             ("blocks_lost", figures.blocks_lost),
             ("no_memory", figures.no_memory),
+            ("bytes_stored_on_gpu", stored_on_gpu),
+            ("bytes_fetched_on_gpu", fetched_on_gpu),
+            ("stage_fallbacks", stage_fallbacks),
         ]
     }
 

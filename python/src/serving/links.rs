@@ -1,10 +1,12 @@
 //! A worker's way to its cluster: connected when it is first needed, and anew until it is. What it is asked takes as long as it is
 //! told, and never fails: what does not come is not there.
 
+use crate::buffer::Lent;
 use crate::connection::tls;
 use crate::errors::Failure;
 use crate::pins;
 use crate::reports::refused;
+use crate::transfers;
 use kvhive_client::{
     Client, ClientConfig, ClientError, FetchOutcome, MissReason, NamespaceClient, Prefix, StoreOptions,
     StoreOutcome,
@@ -15,7 +17,7 @@ use kvhive_protocol::data::Refusal;
 use kvhive_protocol::{Layout, Reason};
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
@@ -38,17 +40,27 @@ pub(super) struct Links {
     place: Place,
     groups: Groups,
     spaces: OnceCell<Vec<NamespaceClient>>,
+    client: OnceLock<Client>,
     trouble: Mutex<Option<String>>,
 }
 
 impl Links {
     pub(super) fn new(config: ClientConfig, place: Place, groups: Groups) -> Links {
-        Links { config, place, groups, spaces: OnceCell::new(), trouble: Mutex::new(None) }
+        let (spaces, client) = (OnceCell::new(), OnceLock::new());
+        Links { config, place, groups, spaces, client, trouble: Mutex::new(None) }
     }
 
     /// Returns what went wrong since this was asked last.
     pub(super) fn trouble(&self) -> Option<String> {
         self.lock().take()
+    }
+
+    /// Returns how many bytes went to GPUs of nodes and came from them without the host's memory, and how often some that might have did not.
+    pub(super) fn on_gpu(&self) -> [u64; 3] {
+        self.client.get().map_or([0; 3], |client| {
+            let stats = client.stats();
+            [stats.bytes_stored_on_gpu, stats.bytes_fetched_on_gpu, stats.stage_fallbacks]
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<String>> {
@@ -68,7 +80,10 @@ impl Links {
             let open = |(group, layout): (usize, &Layout)| {
                 client.namespace(tenant, &format!("{model}/{group}"), *layout, *rank)
             };
-            layouts.iter().enumerate().map(open).collect::<Result<Vec<_>, ClientError>>()
+            let spaces = layouts.iter().enumerate().map(open).collect::<Result<Vec<_>, ClientError>>()?;
+            // Nobody else is here meanwhile.
+            let _ = self.client.set(client);
+            Ok::<_, ClientError>(spaces)
         });
         match begun.await {
             Ok(spaces) => Some(spaces),
@@ -127,17 +142,17 @@ impl Links {
         answered.ok().flatten()
     }
 
-    /// Fetches blocks of a group; returns how many came without a gap, and whether the cluster was late.
+    /// Fetches blocks of a group into memory for as many; returns how many came without a gap, and whether the cluster was late.
     pub(super) async fn fetch(
         &self,
         group: usize,
         prefix: &Prefix,
         range: Range<usize>,
-        memory: &mut [&mut [u8]],
+        memory: &mut Lent,
         limit: Duration,
     ) -> (usize, bool) {
         let Some(spaces) = self.spaces.get() else { return (0, true) };
-        match spaces[group].within(limit).fetch_into(prefix, range, memory).await {
+        match transfers::fetch(&spaces[group].within(limit), prefix, range, (memory, 0)).await {
             Ok(report) => {
                 let is_late = report
                     .outcomes
@@ -152,13 +167,13 @@ impl Links {
         }
     }
 
-    /// Stores blocks of a group; returns how many are there, none when the cluster did not answer.
+    /// Stores blocks of a group, each of which is in memory in its turn; returns how many are there, none when the cluster did not answer.
     pub(super) async fn store(
         &self,
         group: usize,
         names: &Names,
         blocks: &[Placed],
-        memory: &[&[u8]],
+        memory: &mut Lent,
         limit: Duration,
     ) -> Option<usize> {
         let Ok(Some(spaces)) = timeout(limit, self.connect()).await else { return None };
@@ -174,7 +189,9 @@ impl Links {
                 .take_while(|(placed, at)| placed.at as usize == *at)
                 .count();
             let range = first..first + run;
-            match space.store(&prefix, range, &memory[from..from + run], StoreOptions::default()).await {
+            match transfers::store(&space, &prefix, range, (&mut *memory, from), StoreOptions::default())
+                .await
+            {
                 Ok(report) => {
                     kept += report.acknowledged();
                     if let Some(why) = report.outcomes.iter().find_map(refusal) {

@@ -158,7 +158,10 @@ pub const HELP: &[(&str, &str)] = &[
         "Batches of blocks given to other devices, by the way they went, and whether that carried them",
     ),
     ("kvhive_node_link_bytes_total", "Bytes of blocks given to other devices, by the way they went"),
-    ("kvhive_node_links", "Devices that a device gives blocks to, by the way that the last batch went"),
+    (
+        "kvhive_node_links",
+        "Devices that a device gives blocks to, by the way that the last batch went, and why it did",
+    ),
     ("kvhive_node_looked_bytes_total", "Bytes of copies that were read out of other nodes' memory"),
     ("kvhive_node_lost_blocks_total", "Blocks that could not be read any more where they were kept"),
     ("kvhive_node_mailbox_full_total", "Requests shed because a device's mailbox was full"),
@@ -183,11 +186,30 @@ pub const HELP: &[(&str, &str)] = &[
     ("kvhive_node_name_requests_total", "Names that were asked about, set or dropped at this node"),
     ("kvhive_node_names", "Names whose meaning this node keeps"),
     ("kvhive_node_names_evicted_total", "Names that had to make room for others (names_memory)"),
+    ("kvhive_node_nccl_pairs", "GPUs that a GPU has had a pair with or wanted one, by how far that is"),
+    (
+        "kvhive_node_nccl_pairs_given_up_total",
+        "Pairs that were given up, or what there was of them, by the reason",
+    ),
+    ("kvhive_node_nccl_pairs_made_total", "Pairs whose communicator stood"),
+    (
+        "kvhive_node_nccl_transfers_total",
+        "Batches that were to go by NCCL: done, or the reason why they went by TCP",
+    ),
+    ("kvhive_node_nccl_worker_deaths_total", "Processes that call NCCL and have ended, or were killed"),
+    (
+        "kvhive_node_nccl_worker_starts_total",
+        "Processes that call NCCL and were started: one, and one after each death",
+    ),
     (
         "kvhive_node_not_admitted_to_disk_total",
         "Blocks evicted because they were not worth a place on disk; among the evicted too",
     ),
     ("kvhive_node_open_connections", "Connections that are open"),
+    (
+        "kvhive_node_peer_bytes_total",
+        "Bytes of copies between the node's own GPUs that did not pass the host's memory",
+    ),
     ("kvhive_node_pinned_blocks", "Blocks that are pinned, and never leave for others"),
     ("kvhive_node_pinned_bytes", "Bytes of the frames of pinned blocks"),
     ("kvhive_node_pins_refused_total", "Blocks that stayed ordinary because as many are pinned as may be"),

@@ -60,10 +60,16 @@ impl Report {
         let mut notes = explanation.notes();
         let behind = explanation.blocks[covered..].iter().filter(|block| block.verdict.is_here()).count();
         if is_prefix && behind > 0 {
-            notes.push(format!("{behind} blocks after it are there, and of no use without it"));
+            notes.push(format!(
+                "{} there after it, and of no use without it",
+                report::counted_are(behind as u64, "block")
+            ));
         }
         if let Some((file, blocks)) = elsewhere {
-            why = format!("it is there in another layout: {blocks} blocks as {file} names them");
+            why = format!(
+                "it is there in another layout: {} as {file} names them",
+                report::counted(blocks as u64, "block")
+            );
             "let whoever stores and whoever reads agree on how blocks are named".clone_into(&mut what_to_do);
         }
         if let Some(trouble) = fetched.and_then(Fetched::trouble) {
@@ -84,13 +90,18 @@ impl Report {
     pub(super) fn print(&self, is_all_shown: bool) {
         let all = self.blocks.len();
         match (self.covered, self.ends_at) {
-            (Some(covered), None) => println!("all {covered} blocks are there\n"),
+            (Some(covered), None) => {
+                println!("all of it is there: {}\n", report::counted(covered as u64, "block"))
+            }
             (Some(covered), Some(at)) => {
-                println!("{covered} of {all} blocks are there: the prefix ends before block {at}\n");
+                println!(
+                    "{covered} of {} there: the prefix ends before block {at}\n",
+                    report::counted_are(all as u64, "block")
+                );
             }
             (None, _) => {
                 let here = self.blocks.iter().filter(|block| block.verdict == "here").count();
-                println!("{here} of {all} blocks are there\n");
+                println!("{here} of {} there\n", report::counted_are(all as u64, "block"));
             }
         }
         let shown = match self.ends_at.filter(|_| self.covered.is_some() && !is_all_shown) {

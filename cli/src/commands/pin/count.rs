@@ -1,5 +1,6 @@
 //! How many of the blocks that a pin names are pinned, by the word of the nodes that have them.
 
+use crate::report::{counted, counted_are};
 use anyhow::Result;
 use kvhive_client::{Client, Explanation, Place};
 use kvhive_protocol::BlockKey;
@@ -58,16 +59,18 @@ impl Counted {
         let Counted { partly, refused, unheard, .. } = *self;
         if unheard > 0 && refused + partly == 0 {
             return Some(format!(
-                "nobody who may hold {unheard} blocks has answered: the pin stands, and is heeded when they do; `kvhive pin list` shows it"
+                "nobody who may hold {} has answered: the pin stands, and is heeded when they do; `kvhive pin list` shows it",
+                counted(unheard as u64, "block")
             ));
         }
         let what = match (refused, partly) {
             (0, 0) => return None,
-            (0, partly) => format!("{partly} blocks are pinned on some of their replicas only"),
-            (refused, 0) => format!("{refused} blocks are stored and not pinned"),
+            (0, partly) => format!("{} pinned on some replicas only", counted_are(partly as u64, "block")),
+            (refused, 0) => format!("{} stored and not pinned", counted_are(refused as u64, "block")),
             (refused, partly) => {
                 format!(
-                    "{refused} blocks are stored and not pinned, and {partly} on some of their replicas only"
+                    "{} stored and not pinned, and {partly} on some replicas only",
+                    counted_are(refused as u64, "block")
                 )
             }
         };
@@ -107,6 +110,6 @@ mod tests {
         let some = Counted { pinned: 3, refused: 2, ..Counted::default() }.remark().expect("two are not");
         assert!(some.starts_with("2 blocks are stored and not pinned: at most half"), "{some}");
         let partly = Counted { partly: 1, ..Counted::default() }.remark().expect("one is not everywhere");
-        assert!(partly.starts_with("1 blocks are pinned on some of their replicas only"), "{partly}");
+        assert!(partly.starts_with("1 block is pinned on some replicas only"), "{partly}");
     }
 }

@@ -1,6 +1,7 @@
 //! What a StatefulSet's change of size means for members: who must be empty before Kubernetes may end it, in which order, and what
 //! forbids the change. Asks nobody.
 
+use crate::report::{counted, counted_are};
 use crate::scaling::{Member, Plan, Replicas};
 use std::collections::BTreeMap;
 
@@ -19,13 +20,14 @@ pub(crate) struct StatefulSet {
 pub(crate) enum Unfit {
     /// The policy forbids it.
     #[error(
-        "{size} members are fewer than the floor of {floor}: lower it first with `kvhive scale set --floor {size}`"
+        "{} fewer than the floor of {floor}: lower it first with `kvhive scale set --floor {size}`",
+        counted_are(*size as u64, "member")
     )]
     BelowFloor { size: usize, floor: usize },
     /// Members that the set does not run are enough, or too many.
     #[error(
-        "of {size} members {others} would not be of StatefulSet {set}, and it keeps one pod at least: ask for {} or more",
-        others + 1
+        "of {} {others} would not be of StatefulSet {set}, and it keeps one pod at least: ask for {} or more",
+        counted(*size as u64, "member"), others + 1
     )]
     OnlyOthers { set: String, size: usize, others: usize },
     /// Its pods join under other names, so nobody knows whom to empty.

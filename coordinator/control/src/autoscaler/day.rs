@@ -1,10 +1,10 @@
 //! What the largest cluster and the smallest would have covered over the last day, and from that the hit rate to aim at.
 
-use kvhive_protocol::scaling::OBSERVATION_SECONDS;
+use kvhive_protocol::scaling::{OBSERVATION_SECONDS, Stretch as Written};
 use std::collections::VecDeque;
 
 /// Stretches of time of a day.
-const DAY: usize = (86_400 / OBSERVATION_SECONDS) as usize;
+pub(super) const DAY: usize = (86_400 / OBSERVATION_SECONDS) as usize;
 /// How often the space between a hit rate too low and one too high is halved.
 const HALVINGS: u32 = 30;
 
@@ -49,21 +49,59 @@ impl Day {
     /// Adds a stretch of time in which so much was asked, and returns the hit rate to aim at from now on: the least that, aimed at all
     /// day, keeps so much of what the largest cluster would have covered. One hit rate for all hours costs least: where uses lie as
     /// far apart in time, the last member saves as many blocks a second in each. When more cannot be had, it is made up for in other
-    /// hours. What is known of other bounds says nothing of these.
+    /// hours.
     pub(super) fn add(&mut self, bounds: (u32, u32), keep: f64, asked: f64, rates: Rates) -> f64 {
+        let Rates { least, most, got } = rates;
+        self.push(bounds, Stretch { asked, least, most, got, aimed: got });
+        let aim = self.aim((keep - self.surplus()).max(1.0 - MOST_LOST * (1.0 - keep)));
+        if let Some(newest) = self.stretches.back_mut() {
+            newest.aimed = newest.within(aim);
+        }
+        aim
+    }
+
+    /// Returns its newest stretch of time, which was that of `bucket`.
+    pub(super) fn newest(&self, bucket: u64) -> Option<Written> {
+        let Stretch { asked, least, most, got, aimed } = *self.stretches.back()?;
+        let ppm = |share: f64| (share.clamp(0.0, 1.0) * 1e6).round() as u32;
+        let (floor, ceiling) = self.bounds;
+        Some(Written {
+            bucket,
+            floor,
+            ceiling,
+            asked: asked.round() as u64,
+            least_ppm: ppm(least),
+            most_ppm: ppm(most),
+            got_ppm: ppm(got),
+            aimed_ppm: ppm(aimed),
+        })
+    }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.stretches.len()
+    }
+
+    /// Makes one of stretches of time that were written down, oldest first.
+    pub(super) fn of<'a>(written: impl Iterator<Item = &'a Written>) -> Day {
+        let mut day = Day::default();
+        for one in written {
+            let shares = [one.least_ppm, one.most_ppm, one.got_ppm, one.aimed_ppm];
+            let [least, most, got, aimed] = shares.map(|ppm| f64::from(ppm) / 1e6);
+            day.push((one.floor, one.ceiling), Stretch { asked: one.asked as f64, least, most, got, aimed });
+        }
+        day
+    }
+
+    /// Adds a stretch of time. What is known of other bounds says nothing of these.
+    fn push(&mut self, bounds: (u32, u32), stretch: Stretch) {
         if self.bounds != bounds {
             *self = Day { bounds, stretches: VecDeque::new() };
         }
         if self.stretches.len() == DAY {
             self.stretches.pop_front();
         }
-        let Rates { least, most, got } = rates;
-        self.stretches.push_back(Stretch { asked, least, most, got, aimed: got });
-        let aim = self.aim((keep - self.surplus()).max(1.0 - MOST_LOST * (1.0 - keep)));
-        if let Some(newest) = self.stretches.back_mut() {
-            newest.aimed = newest.within(aim);
-        }
-        aim
+        self.stretches.push_back(stretch);
     }
 
     /// Returns how many hits the largest cluster would have had in the last day, as far as that is known. Of a first night it is not known

@@ -16,9 +16,9 @@ mod day;
 
 use crate::predictor::{Figure, Predictor};
 use curve::Curve;
-use day::{Day, Rates};
-use kvhive_protocol::DeviceId;
-use kvhive_protocol::scaling::{OBSERVATION_SECONDS, Reuse, ScalingMode, ScalingPolicy};
+use day::{DAY, Day, Rates};
+use kvhive_protocol::scaling::{OBSERVATION_SECONDS, Reuse, ScalingMode, ScalingPolicy, Stretch};
+use kvhive_protocol::{DeviceId, counted, counted_are};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -132,27 +132,28 @@ impl fmt::Display for Recommendation {
         let percent = |share: f64| 100.0 * share;
         let (members, size) = (self.members, self.size);
         match self.why {
-            Why::Manual => return write!(f, "an operator asked for {size} members"),
+            Why::Manual => return write!(f, "an operator asked for {}", counted(size, "member")),
             Why::Off => return write!(f, "the autoscaler is off"),
             Why::Unknown => return write!(f, "too little was asked of late to tell"),
-            Why::Bounds => write!(f, "{members} members are outside of what the policy allows")?,
-            Why::Capacity => write!(f, "{members} members cover too little")?,
+            Why::Bounds => write!(f, "{} outside of what the policy allows", counted_are(members, "member"))?,
+            Why::Capacity => write!(f, "{} too few", counted_are(members, "member"))?,
             Why::Queue => write!(f, "requests wait {} us for their device", self.queue_us)?,
-            Why::Surplus => write!(f, "{size} members have been enough for long")?,
+            Why::Surplus => write!(f, "{} would have been enough for long", counted(size, "member"))?,
             Why::Room => write!(
                 f,
-                "{} members would do; what is held has no room in fewer than {}",
-                self.needed, self.holding
+                "{} would do; what is held has no room in fewer than {}",
+                counted(self.needed, "member"),
+                self.holding
             )?,
-            Why::Cooldown => write!(f, "{} members would do; waiting", self.needed)?,
-            Why::Right => write!(f, "{members} members are right")?,
+            Why::Cooldown => write!(f, "{} would do; waiting", counted(self.needed, "member"))?,
+            Why::Right => write!(f, "{} right", counted_are(members, "member"))?,
         }
         if self.cordoned > 0 {
             write!(f, ", {} of them cordoned and not relied on", self.cordoned)?;
         }
         write!(
             f,
-            ": {:.1} % are aimed at; with {:.2} times the load of late {size} cover {:.1} % and the ceiling {:.1} %; of late {:.1} % at half the size, \
+            ": {:.1} % are aimed at; with {:.2} times the load of late {size} would cover {:.1} % and the ceiling {:.1} %; of late {:.1} % at half the size, \
              {:.1} % now, {:.1} % at twice",
             percent(self.hit_rate_aim),
             self.growth,
@@ -242,6 +243,24 @@ impl Autoscaler {
     /// Forgets devices that are gone.
     pub fn keep_only(&mut self, is_there: impl Fn(DeviceId) -> bool) {
         self.seen.retain(|device, _| is_there(*device));
+    }
+
+    /// Takes over the day that another leader has written down, of which `bucket` is the next stretch of time.
+    pub fn recall<'a>(&mut self, bucket: u64, written: impl Iterator<Item = &'a Stretch>) {
+        let is_of_day =
+            |one: &&Stretch| one.bucket < bucket && one.bucket.saturating_add(DAY as u64) >= bucket;
+        self.day = Day::of(written.filter(is_of_day));
+    }
+
+    /// Returns what sizes would have covered in the stretch of time that was decided on last, for another leader to recall.
+    pub fn newest(&self, bucket: u64) -> Option<Stretch> {
+        self.day.newest(bucket)
+    }
+
+    /// Returns of how many stretches of time the day is known.
+    #[cfg(test)]
+    pub(crate) fn known(&self) -> usize {
+        self.day.len()
     }
 
     /// Takes notice of the fewest members that hold what is not to be let go: fewer are not recommended for being enough.

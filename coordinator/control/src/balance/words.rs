@@ -1,6 +1,6 @@
 //! How work is spread, in words.
 
-use kvhive_protocol::DeviceId;
+use kvhive_protocol::{DeviceId, counted};
 
 /// Says what changes between two sets.
 pub(super) fn said(before: &[DeviceId], after: &[DeviceId]) -> String {
@@ -9,10 +9,11 @@ pub(super) fn said(before: &[DeviceId], after: &[DeviceId]) -> String {
             devices.iter().filter(|device| !other.contains(device)).map(DeviceId::to_string).collect();
         names.join(", ")
     };
+    let replicas = counted(after.len() as u64, "replica");
     match (list(after, before), list(before, after)) {
-        (added, gone) if gone.is_empty() => format!("{} replicas, on {added} too", after.len()),
-        (added, gone) if added.is_empty() => format!("{} replicas, not on {gone} any more", after.len()),
-        (added, gone) => format!("{} replicas, on {added} instead of {gone}", after.len()),
+        (added, gone) if gone.is_empty() => format!("{replicas}, on {added} too"),
+        (added, gone) if added.is_empty() => format!("{replicas}, not on {gone} any more"),
+        (added, gone) => format!("{replicas}, on {added} instead of {gone}"),
     }
 }
 

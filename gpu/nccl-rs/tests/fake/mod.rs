@@ -3,58 +3,56 @@
 #![allow(unsafe_code, reason = "loads a library of the tests' own")]
 #![allow(dead_code, reason = "each test that takes it in uses a part")]
 
+#[allow(clippy::duplicate_mod, reason = "each of the two that compile something brings it")]
+#[path = "../../../tests/fake/kept.rs"]
+mod kept;
+
+use kept::kept;
 use libloading::{Library, Symbol};
 use nccl_rs::{Nccl, NcclError};
 use std::ffi::{CString, c_char, c_int};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use tempfile::TempDir;
 
 /// A library of the test's own: its globals are in no other test.
 pub(crate) struct FakeNccl {
+    path: PathBuf,
     library: Library,
-    folder: TempDir,
+    /// None where it is kept for all.
+    _folder: Option<TempDir>,
 }
 
 const NAME: &str = "libnccl.so.2";
 
 impl FakeNccl {
     pub(crate) fn new() -> FakeNccl {
-        // Compiled once. A copy is another library to the loader.
-        static MADE: LazyLock<FakeNccl> = LazyLock::new(|| FakeNccl::with(&[]));
-        let folder = tempfile::tempdir().expect("a temporary folder can be made");
-        std::fs::copy(MADE.path(), folder.path().join(NAME)).expect("there is room");
-        FakeNccl::at(folder)
+        FakeNccl::with(&[])
     }
 
     /// Makes one that is compiled with these flags.
     pub(crate) fn with(flags: &[&str]) -> FakeNccl {
-        // From this crate, and from one beside it or above it.
-        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let source = ["tests/fake/nccl.c", "nccl-rs/tests/fake/nccl.c", "../gpu/nccl-rs/tests/fake/nccl.c"];
-        let source = source.iter().map(|place| here.join(place)).find(|place| place.exists());
-        let source = source.expect("it is there");
+        // A copy is another library to the loader.
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
-        // Never unloaded: threads of its own end some time.
-        let made = Command::new("cc")
-            .args(["-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-pthread"])
-            .args(["-Wl,-soname,libnccl.so.2", "-Wl,-z,nodelete", "-o"])
-            .args([&folder.path().join(NAME), &source])
-            .args(flags)
-            .status();
-        assert!(made.expect("a compiler is there").success());
-        FakeNccl::at(folder)
+        let path = folder.path().join(NAME);
+        std::fs::copy(made(flags), &path).expect("there is room");
+        FakeNccl::at(path, Some(folder))
     }
 
-    fn at(folder: TempDir) -> FakeNccl {
+    /// Returns the one that all tests of this process have together, and which may live to its end.
+    pub(crate) fn shared() -> FakeNccl {
+        FakeNccl::at(made(&[]), None)
+    }
+
+    fn at(path: PathBuf, folder: Option<TempDir>) -> FakeNccl {
         // SAFETY: a library of our own, without initializers.
-        let library = unsafe { Library::new(folder.path().join(NAME)) }.expect("it was just made");
-        FakeNccl { library, folder }
+        let library = unsafe { Library::new(&path) }.expect("it was just made");
+        FakeNccl { path, library, _folder: folder }
     }
 
     pub(crate) fn path(&self) -> PathBuf {
-        self.folder.path().join(NAME)
+        self.path.clone()
     }
 
     pub(crate) fn nccl(&self) -> Result<Arc<Nccl>, NcclError> {
@@ -80,4 +78,24 @@ impl FakeNccl {
             ask()
         }
     }
+}
+
+/// Returns the library, compiled with these flags.
+fn made(flags: &[&str]) -> PathBuf {
+    // From this crate, and from one beside it or above it.
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let source = ["tests/fake/nccl.c", "nccl-rs/tests/fake/nccl.c", "../gpu/nccl-rs/tests/fake/nccl.c"];
+    let source = source.iter().map(|place| here.join(place)).find(|place| place.exists());
+    let source = source.expect("it is there");
+    let folder = kept("fake-nccl", std::slice::from_ref(&source), flags, |folder| {
+        // Never unloaded: threads of its own end some time.
+        let made = Command::new("cc")
+            .args(["-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-pthread"])
+            .args(["-Wl,-soname,libnccl.so.2", "-Wl,-z,nodelete", "-o"])
+            .args([&folder.join(NAME), &source])
+            .args(flags)
+            .status();
+        assert!(made.expect("a compiler is there").success());
+    });
+    folder.join(NAME)
 }

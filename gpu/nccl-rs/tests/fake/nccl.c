@@ -3,10 +3,12 @@
  * that the tests' own CUDA driver has; without that driver, by a thread. Operations that do not end hold their stream up until they are aborted.
  *
  * KVHIVE_FAKE_NCCL says what goes wrong: `NAME:N:HOW` separated by commas, the Nth call of NAME, or the Nth `transfer` in its middle; HOW is
- * `fail`, `hang` or `die`. KVHIVE_FAKE_NCCL_VERSION says which version it is. */
+ * `fail`, `hang` or `die`; once something has, there is a file of that
+ * NAME in the folder KVHIVE_FAKE_NCCL_REACHED. KVHIVE_FAKE_NCCL_VERSION says which version it is. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stddef.h>
@@ -36,7 +38,7 @@ typedef struct {
     pthread_cond_t changed;
     /* Threads, and operations of streams, that will yet look at it. */
     int users, joining, launching, running;
-    int state, aborted, revoked, ending;
+    int state, aborted, ending;
     int rank, ranks, links[RANKS], listener;
     char name[NAME];
 } Comm;
@@ -74,6 +76,13 @@ static int fate(const char *name) {
         if (wanted) wanted++;
     }
     pthread_mutex_unlock(&lock);
+    /* Whoever planned it sees that it has come to that. */
+    const char *reached = getenv("KVHIVE_FAKE_NCCL_REACHED");
+    if (how && reached) {
+        char path[4096];
+        snprintf(path, sizeof path, "%s/%s", reached, name);
+        close(open(path, O_CREAT | O_WRONLY | O_CLOEXEC, 0600));
+    }
     if (how == DIE) _exit(66);
     return how;
 }
@@ -128,7 +137,7 @@ static int connect_to(const char *name) {
 /* Waits until a socket can be read or written; not, once its communicator is of no use. */
 static int await(Comm *comm, int file, int events) {
     struct pollfd one = { .fd = file, .events = (short)events };
-    while (!comm->aborted && !comm->revoked)
+    while (!comm->aborted)
         if (poll(&one, 1, SOON_MS) > 0) return 1;
     return 0;
 }
@@ -170,7 +179,7 @@ static void enter(Comm *comm, int *kind) {
 }
 static void wrong(Comm *comm, int code) {
     pthread_mutex_lock(&comm->lock);
-    if (!comm->state && !comm->aborted && !comm->revoked) comm->state = code;
+    if (!comm->state && !comm->aborted) comm->state = code;
     pthread_mutex_unlock(&comm->lock);
 }
 
@@ -267,7 +276,7 @@ int ncclCommInitRankConfig(Comm **out, int ranks, Id id, int rank, Config *confi
 int ncclCommGetAsyncError(Comm *comm, int *out) {
     BEGIN;
     pthread_mutex_lock(&comm->lock);
-    *out = comm->state ? comm->state : comm->joining || comm->launching || (comm->running && (comm->ending || comm->revoked)) ? IN_PROGRESS : OK;
+    *out = comm->state ? comm->state : comm->joining || comm->launching || (comm->running && comm->ending) ? IN_PROGRESS : OK;
     pthread_mutex_unlock(&comm->lock);
     return OK;
 }
@@ -287,19 +296,7 @@ int ncclCommDestroy(Comm *comm) { BEGIN; return let_go(comm, 0); }
 int ncclCommFinalize(Comm *comm) {
     BEGIN;
     if (comm->state) return comm->state;
-    if (comm->revoked) return USAGE;
     comm->ending = 1;
-    return IN_PROGRESS;
-}
-int ncclCommRevoke(Comm *comm, int flags) {
-    BEGIN;
-    if (flags) return ARGUMENT;
-    if (comm->state) return comm->state;
-    pthread_mutex_lock(&comm->lock);
-    comm->revoked = 1;
-    for (int i = 0; i < RANKS; i++)
-        if (comm->links[i] >= 0) shutdown(comm->links[i], SHUT_RDWR);
-    pthread_mutex_unlock(&comm->lock);
     return IN_PROGRESS;
 }
 
@@ -311,7 +308,7 @@ static int carry(Comm *comm, int is_sent, int peer, char *at, size_t bytes) {
     if (is_sent ? !put(comm, file, &count, sizeof count) : !get(comm, file, &count, sizeof count)) return REMOTE;
     if (count != bytes) return INTERNAL;
     if (is_sent ? !put(comm, file, at, half) : !get(comm, file, at, half)) return REMOTE;
-    if (how == HANG) while (!comm->aborted && !comm->revoked) usleep(SOON_MS * 1000);
+    if (how == HANG) while (!comm->aborted) usleep(SOON_MS * 1000);
     return how == FAIL ? SYSTEM : OK;
 }
 static int run_one(Op *op) {
@@ -333,9 +330,9 @@ static void run_some(Batch *batch, int is_sent) {
         /* As a kernel whose other end has gone, it waits to be aborted. */
         if (code) {
             wrong(batch->comm, code);
-            while (!batch->comm->aborted && !batch->comm->revoked) usleep(SOON_MS * 1000);
+            while (!batch->comm->aborted) usleep(SOON_MS * 1000);
         }
-        if (batch->comm->aborted || batch->comm->revoked) return;
+        if (batch->comm->aborted) return;
         finished++;
     }
 }

@@ -60,6 +60,31 @@ pub enum PassedOver {
     },
 }
 
+impl Reason {
+    /// Returns it in one word: where another way was passed over, why that was; else why this one is taken.
+    pub const fn as_str(&self) -> &'static str {
+        match (self.passed_over, self.why) {
+            (Some((_, PassedOver::Rests { .. })), _) => "other-rests",
+            (Some((_, PassedOver::Pair(state))), _) => match state {
+                PairState::Idle => "pair-idle",
+                PairState::Offered => "pair-offered",
+                PairState::Joining => "pair-joining",
+                PairState::Ready => "pair-ready",
+                PairState::Busy => "pair-busy",
+                PairState::Aborting => "pair-aborting",
+                PairState::Cold => "pair-cold",
+            },
+            (None, Why::OneProcess) => "one-process",
+            (None, Why::NothingElse) => "nothing-else",
+            (None, Why::First | Why::FirstMeasured { .. }) => "first",
+            (None, Why::Fastest { .. }) => "fastest",
+            (None, Why::Measures) => "measures",
+            (None, Why::Tries { .. }) => "tries-again",
+            (None, Why::AllRest) => "all-rest",
+        }
+    }
+}
+
 /// Bytes a second, for people.
 struct PerSecond(u64);
 

@@ -2,7 +2,7 @@
 //! once; its frames are quiet when nothing that was enqueued can touch them any more.
 
 use super::peer::Stage;
-use super::words::{Command, Communicator, Effect, Why};
+use super::words::{Command, Communicator, Counted, Effect, Why};
 use super::{Pairs, Slot, Whose, Worker};
 use kvhive_protocol::DeviceId;
 use kvhive_protocol::pairs::{PairWord, TransferId};
@@ -102,6 +102,7 @@ impl Pairs {
         if is_idle {
             return;
         }
+        effects.push(Effect::Count(Counted::GivenUp(why)));
         peer.why = Some(why);
         peer.wanted_bytes = 0;
         if why.rests() {
@@ -209,7 +210,7 @@ impl Pairs {
 
     /// Kills the worker: what it does not end is ended by its death.
     fn kill(&mut self, effects: &mut Vec<Effect>) {
-        if matches!(self.worker, Worker::Dying | Worker::Down { .. }) {
+        if matches!(self.worker, Worker::Dying | Worker::Down { .. } | Worker::Unfit) {
             return;
         }
         self.worker = Worker::Dying;
@@ -233,7 +234,7 @@ impl Pairs {
     }
 
     pub(super) fn on_died(&mut self, effects: &mut Vec<Effect>) {
-        if matches!(self.worker, Worker::Down { .. }) {
+        if matches!(self.worker, Worker::Down { .. } | Worker::Unfit) {
             return;
         }
         self.worker = Worker::Dying;

@@ -3,7 +3,7 @@
 
 use super::peer::Stage;
 use super::tuning::Flaw;
-use super::words::{Command, Communicator, Effect, Why};
+use super::words::{Command, Communicator, Counted, Effect, Why};
 use super::{Pairs, Slot, Worker};
 use kvhive_protocol::DeviceId;
 use kvhive_protocol::links::PairState;
@@ -13,6 +13,9 @@ impl Pairs {
     /// Has a communicator be made if enough was wanted, and returns why there is none yet.
     pub(super) fn seek(&mut self, device: DeviceId, effects: &mut Vec<Effect>) -> Why {
         let Some(peer) = self.peers.get(&device) else { return Why::Gone };
+        if peer.lacks || self.is_without() {
+            return Why::Without;
+        }
         let state = peer.state(self.now, false);
         if state != PairState::Idle {
             return Why::of(state);
@@ -42,7 +45,7 @@ impl Pairs {
         match self.worker {
             Worker::Up | Worker::Starting { .. } => true,
             Worker::Down { until } => until <= self.now,
-            Worker::Dying => false,
+            Worker::Dying | Worker::Unfit => false,
         }
     }
 
@@ -108,6 +111,17 @@ impl Pairs {
         }
     }
 
+    /// Nothing is done by a worker that cannot be.
+    pub(super) fn on_unfit(&mut self, effects: &mut Vec<Effect>) {
+        if matches!(self.worker, Worker::Starting { .. }) {
+            self.worker = Worker::Unfit;
+            let devices: Vec<DeviceId> = self.peers.keys().copied().collect();
+            for device in devices {
+                self.give_up(device, Why::Without, true, effects);
+            }
+        }
+    }
+
     fn next_communicator(&mut self) -> Communicator {
         self.communicators += 1;
         Communicator(self.communicators)
@@ -151,11 +165,12 @@ impl Pairs {
         effects.push(Effect::Worker(Command::Join { communicator, id, rank }));
     }
 
-    pub(super) fn on_ready(&mut self, communicator: Communicator) {
+    pub(super) fn on_ready(&mut self, communicator: Communicator, effects: &mut Vec<Effect>) {
         let Some(device) = self.holder_of(communicator) else { return };
         let (now, grant_limit) = (self.now, self.tuning.grant_limit);
         let Some(peer) = self.peers.get_mut(&device) else { return };
         let Stage::Joining { incarnation, .. } = peer.stage else { return };
+        effects.push(Effect::Count(Counted::Made));
         peer.enter(now, Stage::Ready { incarnation, communicator });
         peer.used = now;
         for want in self.wants.values_mut().filter(|want| want.peer == device) {

@@ -70,6 +70,8 @@ pub(super) struct Peer {
     pub(super) generation: Generation,
     /// It has left the map, and is forgotten once its communicator is closed.
     pub(super) leaving: bool,
+    /// This start of it does without NCCL.
+    pub(super) lacks: bool,
     pub(super) stage: Stage,
     pub(super) since: Moment,
     /// The newest communicator that was offered by or to it.
@@ -96,6 +98,7 @@ impl Peer {
         Peer {
             generation,
             leaving: false,
+            lacks: false,
             stage: Stage::Idle,
             since: now,
             newest: Incarnation::default(),
@@ -115,7 +118,7 @@ impl Peer {
 
     /// It has started anew: it knows nothing of what was said, and counts from the beginning.
     pub(super) fn starts_anew(&mut self, generation: Generation) {
-        (self.generation, self.leaving, self.proposed) = (generation, false, None);
+        (self.generation, self.leaving, self.lacks, self.proposed) = (generation, false, false, None);
         (self.round, self.went, self.failures, self.wanted_bytes) = (0, None, 0, 0);
         self.over.clear();
     }

@@ -1,7 +1,7 @@
 //! What is told of a GPU's pairs.
 
 use super::words::Why;
-use super::{Pairs, Slot, Worker};
+use super::{Pairs, Peer, Slot, Worker};
 use kvhive_protocol::links::PairState;
 use kvhive_protocol::pairs::{PairReport, PairsReport};
 use kvhive_protocol::{DeviceId, Moment};
@@ -12,18 +12,22 @@ fn millis(duration: Duration) -> u64 {
 }
 
 impl Pairs {
-    /// Returns how far the pair with a peer is; none for a peer that is not known.
+    /// Returns how far the pair with a peer is; none for a peer that is not known, and where one end does without NCCL.
     pub fn state(&self, device: DeviceId) -> Option<PairState> {
-        let peer = self.peers.get(&device).filter(|peer| !peer.leaving)?;
+        let peer = self.peers.get(&device).filter(|peer| !peer.leaving && !peer.lacks)?;
+        (!self.is_without()).then(|| self.state_of(device, peer))
+    }
+
+    fn state_of(&self, device: DeviceId, peer: &Peer) -> PairState {
         let is_busy = self.slot.as_ref().and_then(Slot::peer) == Some(device);
-        Some(peer.state(self.now, is_busy))
+        if peer.leaving { PairState::Aborting } else { peer.state(self.now, is_busy) }
     }
 
     /// Tells of all pairs that were ever wanted.
     pub fn snapshot(&self, now: Moment) -> PairsReport {
         let now = now.max(self.now);
         let pairs = self.peers.iter().map(|(device, peer)| {
-            let state = self.state(*device).unwrap_or(PairState::Aborting);
+            let state = self.state_of(*device, peer);
             let until = match peer.stage {
                 super::Stage::Cold { until } if until > now => Some(until),
                 _ => None,
@@ -69,6 +73,7 @@ impl Pairs {
             Worker::Starting { .. } => "starting".to_owned(),
             Worker::Up => "runs".to_owned(),
             Worker::Dying => "being killed".to_owned(),
+            Worker::Unfit => "none: there is no NCCL here".to_owned(),
         }
     }
 

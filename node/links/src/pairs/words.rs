@@ -57,6 +57,13 @@ pub enum Event {
     },
     /// A peer says something.
     Message(PairMessage),
+    /// A peer's node has answered that this start of it does without NCCL.
+    Lacks {
+        /// Which.
+        device: DeviceId,
+        /// Which start.
+        generation: Generation,
+    },
     /// The worker says something.
     Worker(Answer),
 }
@@ -66,6 +73,8 @@ pub enum Event {
 pub enum Answer {
     /// It runs.
     Started,
+    /// There is nothing here to call NCCL with, and never will be while this process lives: it ends.
+    Unfit,
     /// An id is made.
     Made {
         /// For which.
@@ -204,6 +213,17 @@ pub enum Effect {
         /// Which.
         transfer: TransferId,
     },
+    /// Something has become of a pair: for those who count.
+    Count(Counted),
+}
+
+/// What has become of a pair.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Counted {
+    /// Its communicator stands.
+    Made,
+    /// It is given up, or what there was of it.
+    GivenUp(Why),
 }
 
 /// Why something does not go by NCCL.
@@ -243,11 +263,13 @@ pub enum Why {
     Withdrawn,
     /// There are as many transfers as there may be.
     TooMany,
+    /// One of the two ends does without NCCL.
+    Without,
 }
 
 impl Why {
-    /// All of them.
-    pub const ALL: [Why; 17] = [
+    /// All of them, in this order.
+    pub const ALL: [Why; 18] = [
         Why::TooFewBytes,
         Why::BeingMade,
         Why::Cold,
@@ -265,7 +287,32 @@ impl Why {
         Why::Mismatch,
         Why::Withdrawn,
         Why::TooMany,
+        Why::Without,
     ];
+
+    /// Returns its name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Why::TooFewBytes => "too-few-bytes",
+            Why::BeingMade => "being-made",
+            Why::Cold => "cold",
+            Why::BeingClosed => "being-closed",
+            Why::NoRoom => "no-room",
+            Why::MadeRoom => "made-room",
+            Why::NoWorker => "no-worker",
+            Why::Gone => "gone",
+            Why::PeerBroke => "peer-broke",
+            Why::NoAnswer => "no-answer",
+            Why::NotGranted => "not-granted",
+            Why::Late => "late",
+            Why::Failed => "failed",
+            Why::Refused => "refused",
+            Why::Mismatch => "mismatch",
+            Why::Withdrawn => "withdrawn",
+            Why::TooMany => "too-many",
+            Why::Without => "without",
+        }
+    }
 
     /// Says whether the pair has failed; not where it was not there, or both ends were busy.
     pub fn is_failure(self) -> bool {
@@ -308,6 +355,7 @@ impl fmt::Display for Why {
             Why::Mismatch => "the two ends do not mean the same number of bytes",
             Why::Withdrawn => "the sender does not send it this way",
             Why::TooMany => "there are as many transfers as there may be",
+            Why::Without => "one of the two does without NCCL",
         })
     }
 }

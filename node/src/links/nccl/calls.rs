@@ -22,6 +22,7 @@ impl Hand {
         let slab = self.gpu.slab.as_ref().and_then(|slab| slab.try_clone().ok());
         let Some(slab) = slab else { return died };
         *workers += 1;
+        self.figures.started();
         let (number, hand) = (*workers, Arc::downgrade(self));
         let NcclConfig { program, arguments, environment, max_ctas, buffer_bytes, watchdog, .. } =
             &self.config;
@@ -86,6 +87,7 @@ impl Hand {
         match heard {
             Heard::Ended(status) if is_present => {
                 tracing::debug!(device = self.index, %status, "the GPU's worker has ended");
+                self.figures.died();
                 self.step_in(&mut state, Event::Worker(pairs::Answer::Died));
             }
             // Nothing touches its frames any more.
@@ -109,8 +111,12 @@ impl Hand {
                 tracing::info!(device = self.index, %nccl, "the GPU's worker has NCCL");
                 pairs::Answer::Started
             }
-            Answer::Unfit { said } => {
-                tracing::warn!(device = self.index, %said, "nothing goes by NCCL");
+            Answer::Unfit { is_lasting: true, said } => {
+                tracing::warn!(device = self.index, %said, "nothing goes by NCCL, until this node is started anew");
+                pairs::Answer::Unfit
+            }
+            Answer::Unfit { is_lasting: false, said } => {
+                tracing::warn!(device = self.index, %said, "nothing goes by NCCL for now");
                 return None;
             }
             Answer::IdMade { pair, id } => {

@@ -1,8 +1,9 @@
 //! The hand of one GPU's pairs: reads the clock, tells the machine what happened, and does what it asks for.
 
 use super::calls::command_worker;
+use super::figures::Figures;
 use super::state::{Incoming, Life, Outgoing};
-use super::{NotCarried, OwnGpu, announced};
+use super::{NotCarried, OwnGpu, Without, announced};
 use crate::config::NcclConfig;
 use crate::data::OnGpu;
 use crate::guards::WriteGuard;
@@ -16,7 +17,8 @@ use kvhive_links::pairs::{self, Effect, Event, Ticket, Tuning, Why};
 use kvhive_protocol::data::{DataReply, DataRequest, PairRequest, ReceiveRequest};
 use kvhive_protocol::links::PairState;
 use kvhive_protocol::pairs::{PairMessage, PairsReport, TransferId};
-use kvhive_protocol::{DeviceId, Level, MemberState, Moment};
+use kvhive_protocol::{DeviceId, Level, MemberState, Moment, WireError};
+use kvhive_wire::Fault;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -40,6 +42,7 @@ pub(super) struct Hand {
     words: Arc<Tcp>,
     io: Handle,
     state: Mutex<State>,
+    pub(super) figures: Figures,
     /// Told when the machine may want to wake earlier.
     pub(super) changed: Notify,
 }
@@ -63,9 +66,8 @@ impl Hand {
         index: u16,
         (view, [tcp, words], io): (Arc<View>, [Arc<Tcp>; 2], Handle),
     ) -> Arc<Hand> {
-        let changed = Notify::new();
-        let hand =
-            Arc::new(Hand { config, gpu, index, view, tcp, words, io, state: Mutex::default(), changed });
+        let (state, figures, changed) = (Mutex::default(), Figures::default(), Notify::new());
+        let hand = Arc::new(Hand { config, gpu, index, view, tcp, words, io, state, figures, changed });
         hand.io.spawn(Hand::keep_time(Arc::downgrade(&hand)));
         hand
     }
@@ -135,8 +137,13 @@ impl Hand {
         Some(self.lock().life.as_ref()?.pairs.snapshot(now))
     }
 
-    pub(super) fn hear(self: &Arc<Self>, message: PairMessage) {
+    pub(super) fn hear(self: &Arc<Self>, message: PairMessage) -> Result<(), Without> {
+        let is_without = self.lock().life.as_ref().is_some_and(|life| life.pairs.is_without());
+        if is_without {
+            return Err(Without);
+        }
         self.step(Event::Message(message));
+        Ok(())
     }
 
     pub(super) async fn carry(
@@ -234,6 +241,7 @@ impl Hand {
         now: Moment,
         effect: Effect,
     ) -> Option<Event> {
+        self.figures.note(&effect);
         match effect {
             Effect::Store { ticket, transfer, .. } => self.announce(life, ticket, transfer),
             Effect::Say(message) => {
@@ -251,7 +259,7 @@ impl Hand {
                 None
             }
             // What the target's node says of the store is the answer.
-            Effect::Carried { .. } => None,
+            Effect::Carried { .. } | Effect::Count(_) => None,
             Effect::UseTcp { ticket, why } => {
                 life.answer(ticket, Err(NotCarried::Pair(why)));
                 None
@@ -303,13 +311,17 @@ impl Hand {
     /// Says something to another GPU's node. It may be lost.
     fn say(self: &Arc<Self>, message: PairMessage) {
         let Some(serving) = self.view.serving() else { return };
-        let words = self.words.clone();
+        let hand = self.clone();
         self.io.spawn(async move {
-            let to = message.to;
+            let (to, generation) = (message.to, message.to_generation);
             let request = DataRequest::Pair(PairRequest { epoch: serving.map.epoch, message });
             let deadline = Instant::now() + SAID_LIMIT;
-            if let Err(fault) = words.exchange(&serving.map, to, (None, &request), &[], deadline).await {
-                tracing::debug!(peer = %to, %fault, "a word to another GPU is lost");
+            match hand.words.exchange(&serving.map, to, (None, &request), &[], deadline).await {
+                Ok(_) => {}
+                Err(Fault::Refused(WireError::NotCarried { .. })) => {
+                    hand.step(Event::Lacks { device: to, generation });
+                }
+                Err(fault) => tracing::debug!(peer = %to, %fault, "a word to another GPU is lost"),
             }
         });
     }

@@ -2,6 +2,7 @@
 //! GPU that may hang or die; who says what to whom goes over the data plane.
 
 mod calls;
+mod figures;
 mod hand;
 mod state;
 
@@ -57,9 +58,15 @@ impl NotCarried {
     }
 }
 
+/// A GPU does without NCCL as long as this node lives.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+#[error("this node does without NCCL")]
+pub(crate) struct Without;
+
 /// The pairs of this node's GPUs, by the index of their device; none where a device has no GPU.
 pub(super) struct Nccl {
     hands: Vec<Option<Arc<Hand>>>,
+    words: Arc<Tcp>,
 }
 
 impl Nccl {
@@ -74,7 +81,7 @@ impl Nccl {
             let ways = [tcp.clone(), words.clone()];
             Some(Hand::start(config.clone(), gpu?, index, (view.clone(), ways, io.clone())))
         };
-        Nccl { hands: (0..).zip(gpus).map(hand).collect() }
+        Nccl { hands: (0..).zip(gpus).map(hand).collect(), words }
     }
 
     fn hand(&self, device: DeviceId) -> Option<&Arc<Hand>> {
@@ -83,6 +90,7 @@ impl Nccl {
 
     /// Has all pairs go by a map.
     pub(super) fn adopt(&self, serving: &Serving) {
+        self.words.speak_as(serving.member);
         self.hands.iter().flatten().for_each(|hand| hand.adopt(serving));
     }
 
@@ -106,10 +114,11 @@ impl Nccl {
     }
 
     /// Hears what the GPU of another node says to one of this node's.
-    pub(super) fn hear(&self, message: PairMessage) {
-        if let Some(hand) = self.hand(message.to) {
-            hand.hear(message);
-        }
+    ///
+    /// # Errors
+    /// When that one does without NCCL.
+    pub(super) fn hear(&self, message: PairMessage) -> Result<(), Without> {
+        self.hand(message.to).ok_or(Without)?.hear(message)
     }
 
     /// Waits until what another GPU sends is in the frames of `guards`, which are of this node's `device`, within `limit`.
@@ -125,6 +134,15 @@ impl Nccl {
     ) -> Result<Vec<WriteGuard>, Why> {
         let hand = self.hand(device).ok_or(Why::NoWorker)?;
         hand.expect(transfer, guards, limit).await
+    }
+
+    /// Records what became of all pairs, and how far they are.
+    pub(super) fn record(&self) {
+        for (hand, device) in self.hands.iter().zip(0u16..) {
+            if let Some(hand) = hand {
+                hand.figures.record(&device.to_string(), hand.report().as_ref());
+            }
+        }
     }
 
     /// Tells of all pairs.

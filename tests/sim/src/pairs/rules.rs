@@ -290,6 +290,7 @@ impl Rules {
                     return Err(format!("{ticket:?} is quiet twice, or before it is answered"));
                 }
             }
+            Effect::Count(_) => {}
             Effect::Arrived { transfer } => self.answer_room(at, transfer, true)?,
             Effect::NotArrived { transfer, .. } => self.answer_room(at, transfer, false)?,
             Effect::RoomQuiet { transfer } => {

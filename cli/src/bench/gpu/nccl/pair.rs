@@ -286,7 +286,7 @@ impl End {
     fn heard(&self) -> Result<Answer> {
         loop {
             match self.heard.recv_timeout(WAIT) {
-                Ok(Heard::Answer(Answer::Unfit { said })) => bail!(
+                Ok(Heard::Answer(Answer::Unfit { said, .. })) => bail!(
                     "no pair can be made here: {said}. Where it is NCCL that is missing: install 2.19.3 or newer (`pip install nvidia-nccl-cu13` has it), and \
                      say where it lies by KVHIVE_NCCL=.../libnccl.so.2"
                 ),
