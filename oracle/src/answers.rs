@@ -67,6 +67,8 @@ pub struct Oracle {
     promised: BTreeSet<(u16, u32, u16)>,
     /// Members that have lost what they held since every slot had all of its replicas.
     hurt: BTreeSet<String>,
+    /// Blocks of which a copy was damaged on purpose. Whoever has it may not know, and count it: nothing is promised of them any more.
+    damaged: BTreeSet<(u16, u32, u16)>,
     voided: u64,
 }
 
@@ -78,6 +80,7 @@ impl Oracle {
             tenants: (0..tenants).map(|_| Tenant::default()).collect(),
             promised: BTreeSet::new(),
             hurt: BTreeSet::new(),
+            damaged: BTreeSet::new(),
             voided: 0,
         }
     }
@@ -100,7 +103,7 @@ impl Oracle {
 
     /// A block was acknowledged by every replica. Only of a tenant that nobody clears.
     pub fn promise(&mut self, tenant: u16, name: u32, at: u16, copies: u8) {
-        if copies >= self.replicas {
+        if copies >= self.replicas && !self.damaged.contains(&(tenant, name, at)) {
             self.promised.insert((tenant, name, at));
         }
     }
@@ -157,9 +160,16 @@ impl Oracle {
         self.hurt.clear();
     }
 
-    /// A block's copy was damaged on purpose: another may have been lost already.
+    /// A block's copy was damaged on purpose: another may have been lost already, or be lost before it is seen.
     pub fn damages(&mut self, tenant: u16, name: u32, at: u16) {
+        self.damaged.insert((tenant, name, at));
         self.voided += u64::from(self.promised.remove(&(tenant, name, at)));
+    }
+
+    /// Says whether a store may make a promise of this block.
+    pub fn may_promise(&self, tenant: u16, name: u32, at: u16) -> bool {
+        let block = (tenant, name, at);
+        !self.promised.contains(&block) && !self.damaged.contains(&block)
     }
 
     /// Returns what has to be found once the cluster is whole.
@@ -247,6 +257,17 @@ mod tests {
         assert_eq!(oracle.judge(asked, 0, Ok(label(0))), Answer::Right);
         clear(&mut oracle, 8);
         assert_eq!(oracle.judge(oracle.fetch_begins(1, 9), 0, Ok(label(0))), Answer::Stale(label(0)));
+    }
+
+    #[test]
+    fn nothing_is_promised_of_a_block_whose_copy_was_damaged() {
+        let mut oracle = Oracle::new(1, 2);
+        oracle.promise(0, 1, 0, 2);
+        oracle.damages(0, 1, 0);
+        // Whoever has the damaged copy counts it until it is read.
+        oracle.promise(0, 1, 0, 2);
+        assert!(oracle.promised().is_empty() && !oracle.may_promise(0, 1, 0) && oracle.may_promise(0, 1, 1));
+        assert_eq!(oracle.voided(), 1);
     }
 
     #[test]

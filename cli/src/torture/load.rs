@@ -310,7 +310,8 @@ impl Load {
     /// whether all of it is promised.
     async fn keep(&self, name: u32) -> bool {
         for at in 0..DEPTH {
-            if !self.shared.oracle().is_promised(KEPT, name, at as u16) {
+            let may_be = self.shared.oracle().may_promise(KEPT, name, at as u16);
+            if may_be {
                 self.store(KEPT, name, at..at + 1, Ack::All).await;
             }
         }
