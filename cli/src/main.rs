@@ -64,6 +64,7 @@ enum Command {
     Node(node::NodeCommand),
     Raft(raft::Raft),
     Coordinator(coordinator::Coordinator),
+    #[command(visible_alias = "certs")]
     Tls(tls::TlsCommand),
     Backup(backup::Backup),
     Restore(backup::Restore),

@@ -30,9 +30,13 @@ async fn store_and_fetch(blocks: &NamespaceClient) {
     assert!(memory == content, "as it was stored");
 }
 
-fn metrics_of_node_1(cluster: &Cluster) -> String {
+fn config(cluster: &Cluster) -> ClusterConfig {
     let text = std::fs::read_to_string(Path::new(cluster.dir()).join("cluster.toml")).expect("it has a file");
-    let config = ClusterConfig::from_toml(&text, []).expect("it is right");
+    ClusterConfig::from_toml(&text, []).expect("it is right")
+}
+
+fn metrics_of_node_1(cluster: &Cluster) -> String {
+    let config = config(cluster);
     config.nodes.iter().find(|node| node.id == "node-1").expect("it is listed").metrics_address()
 }
 
@@ -68,6 +72,7 @@ fn a_cluster_with_tls_serves_its_members_and_takes_new_certificates() {
     assert!(told.contains("certificate is refused"), "{told}");
 
     renew(&cluster, &metrics_of_node_1(&cluster));
+    rotate(&cluster);
 }
 
 /// Gives the cluster another certificate of the same authority, and has one node told at once.
@@ -87,4 +92,39 @@ fn renew(cluster: &Cluster, node: &str) {
         (figure(&page, "kvhive_tls_reloads_total") > 0.0 && expires < before).then_some(())
     });
     cluster.json(&["replay", "--requests", "5", "--block-size", "4KiB"]).expect("it serves on");
+}
+
+/// Gives the cluster another authority while it serves, and has each process take each step before the next.
+fn rotate(cluster: &Cluster) {
+    let config = config(cluster);
+    let coordinators = config.coordinators.iter().map(|one| (one.id.clone(), one.admin.to_string()));
+    let nodes = config.nodes.iter().map(|one| (one.id.clone(), one.metrics_address()));
+    let processes: Vec<(String, String)> = coordinators.chain(nodes).collect();
+    let reloads = |address: &str| figure(&cluster.get(address, "/metrics"), "kvhive_tls_reloads_total");
+    let dir = cluster.tls_file("").display().to_string();
+    let old = std::fs::read_to_string(cluster.tls_file("authority.pem")).expect("it is there");
+    // Whoever is connected stays so.
+    let client = cluster.client();
+    for (step, stage) in [(1, "trusted"), (2, "issued"), (3, "finished")] {
+        let before: Vec<f64> = processes.iter().map(|(_, address)| reloads(address)).collect();
+        let rotated = run(&["tls", "rotate", "--dir", &dir, "--json"]).expect("it goes on");
+        let rotated: serde_json::Value = serde_json::from_slice(&rotated.stdout).expect("it is JSON");
+        assert_eq!((rotated["step"].as_u64(), rotated["stage"].as_str()), (Some(step), Some(stage)));
+        // Some have the files of this step, and some those of the one before.
+        for ((id, address), before) in processes.iter().zip(before) {
+            cluster.wait(store_and_fetch(&cluster.blocks(&cluster.client(), 4096)));
+            cluster.signal(id, "HUP");
+            cluster.until("the files of this step", || (reloads(address) > before).then_some(()));
+        }
+        cluster.wait(store_and_fetch(&cluster.blocks(&client, 4096)));
+    }
+    let new = std::fs::read_to_string(cluster.tls_file("authority.pem")).expect("it is there");
+    assert_ne!(new, old);
+    let stolen = tempfile::tempdir().expect("a folder");
+    let file = stolen.path().join("authority.pem");
+    std::fs::write(&file, old).expect("there is room");
+    let admin = cluster.running()["admin_urls"][0].as_str().expect("a URL").to_owned();
+    let told =
+        run(&["status", "--admin", &admin, "--ca", &file.display().to_string(), "--dir", cluster.dir()]);
+    assert!(told.expect_err("it is signed by another").to_string().contains("certificate is refused"));
 }

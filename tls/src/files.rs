@@ -84,6 +84,12 @@ pub(crate) fn certificates(
     }
 }
 
+/// Reads the one certificate of a text that stands in a file.
+#[cfg(feature = "mint")]
+pub(crate) fn parse_one(text: &[u8], path: &Path) -> Result<CertificateDer<'static>, TlsError> {
+    CertificateDer::from_pem_slice(text).map_err(|error| malformed(path, "authorities", &error.to_string()))
+}
+
 pub(crate) fn key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
     let text = read(path, "key")?;
     PrivateKeyDer::from_pem_slice(&text).map_err(|error| match error {

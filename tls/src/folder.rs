@@ -1,6 +1,7 @@
-//! An authority's folder: `authority.pem`, `authority.key`, and a `.pem` and a `.key` for each certificate. Nothing in it is ever
-//! written over.
+//! An authority's folder: `authority.pem`, `authority.key`, and a `.pem` and a `.key` for each certificate. Nothing in it is written
+//! over, but by [`Folder::rotate`].
 
+use crate::files::TlsError;
 use crate::mint::{Authority, MintError};
 use crate::tls::TlsFiles;
 use rustls::pki_types::DnsName;
@@ -13,7 +14,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 /// The authority's own certificate, for everybody, within its folder.
-const AUTHORITY: &str = "authority";
+pub(crate) const AUTHORITY: &str = "authority";
 
 /// Why something could not be made in an authority's folder.
 #[derive(Debug, Error)]
@@ -37,6 +38,9 @@ pub enum FolderError {
     /// A certificate could not be made.
     #[error(transparent)]
     Mint(#[from] MintError),
+    /// A certificate that is there cannot be understood.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
 }
 
 /// An authority's folder.
@@ -94,6 +98,25 @@ impl Folder {
         Ok(TlsFiles { certificate, key, authorities: self.authorities(), host: hosts.first().cloned() })
     }
 
+    pub(crate) fn of(path: &Path, authority: Authority) -> Folder {
+        Folder { path: path.to_owned(), authority }
+    }
+
+    /// Makes a certificate anew in the files that have this name, over what is there. Whoever reads between the two finds half a pair,
+    /// and goes on with what it had.
+    pub(crate) fn issue_again(
+        &self,
+        name: &str,
+        hosts: &[String],
+        period: Duration,
+    ) -> Result<TlsFiles, FolderError> {
+        let issued = self.authority.issue(hosts.first().map_or(name, String::as_str), hosts, period)?;
+        let [certificate, key] = ["pem", "key"].map(|ending| self.path.join(format!("{name}.{ending}")));
+        replace(&key, &issued.key, 0o600)?;
+        replace(&certificate, &issued.certificate, 0o644)?;
+        Ok(TlsFiles { certificate, key, authorities: self.authorities(), host: hosts.first().cloned() })
+    }
+
     fn write(&self, name: &str, certificate: &str, key: &str) -> Result<(PathBuf, PathBuf), FolderError> {
         // Of a host, which has no separators; an asterisk would only trouble a shell.
         let name = name.replace(['*', '/'], "_");
@@ -122,5 +145,23 @@ fn create(path: &Path, text: &str, mode: u32) -> Result<(), FolderError> {
     written.map_err(|source| match source.kind() {
         io::ErrorKind::AlreadyExists => FolderError::Exists(path.to_owned()),
         _ => FolderError::Io { what: "write", path: path.to_owned(), source },
+    })
+}
+
+/// Writes a file whole in the place of what is there.
+pub(crate) fn replace(path: &Path, text: &str, mode: u32) -> Result<(), FolderError> {
+    let mut fresh = path.as_os_str().to_owned();
+    fresh.push(".new");
+    let fresh = PathBuf::from(fresh);
+    match std::fs::remove_file(&fresh) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            return Err(FolderError::Io { what: "remove", path: fresh, source });
+        }
+        _ => create(&fresh, text, mode)?,
+    }
+    std::fs::rename(&fresh, path).map_err(|source| FolderError::Io {
+        what: "write",
+        path: path.to_owned(),
+        source,
     })
 }

@@ -12,6 +12,8 @@ mod folder;
 mod keys;
 #[cfg(feature = "mint")]
 mod mint;
+#[cfg(feature = "mint")]
+mod rotate;
 mod stream;
 mod tls;
 
@@ -22,6 +24,8 @@ pub use files::TlsError;
 pub use folder::{Folder, FolderError};
 #[cfg(feature = "mint")]
 pub use mint::{Authority, Issued, MintError};
+#[cfg(feature = "mint")]
+pub use rotate::{Rotation, Stage};
 pub use rustls::pki_types::CertificateDer;
 pub use stream::Stream;
 pub use tls::{Callers, Refusal, Tls, TlsFigures, TlsFiles};

@@ -9,7 +9,7 @@ use thiserror::Error;
 use time::OffsetDateTime;
 
 /// How far the other hosts' clocks may be behind.
-const SLACK: Duration = Duration::from_secs(3600);
+pub(crate) const SLACK: Duration = Duration::from_secs(3600);
 
 /// Why a certificate could not be made.
 #[derive(Debug, Error)]

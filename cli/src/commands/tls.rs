@@ -4,7 +4,7 @@ use crate::report;
 use crate::trust::{AUTHORITY_PERIOD, CLIENT, DAYS};
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use kvhive_tls::{Folder, TlsFiles};
+use kvhive_tls::{Folder, Stage, TlsFiles};
 use serde_json::json;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -33,6 +33,16 @@ enum Verb {
   kvhive tls issue --dir tls --host 10.0.0.3
   kvhive tls issue --dir tls --client trainer --days 30")]
     Issue(Issue),
+    /// Put another authority in the place of the one in DIR, in three steps, without a moment at which processes refuse each other
+    ///
+    /// Each call goes one step, and says what to carry to the hosts before the next: `authority.pem` with both authorities; then each
+    /// host's pair, made anew by the new one; then `authority.pem` with the new one alone. A process takes new files within five seconds.
+    /// After the last step nothing that the old one signed is taken: what was stolen is of no use. A call that was interrupted is made again.
+    #[command(after_help = "Examples:
+  kvhive tls rotate --dir tls      # 1 of 3: copy tls/authority.pem to every host and client
+  kvhive tls rotate --dir tls      # 2 of 3: copy each host its own pair, and authority.pem
+  kvhive tls rotate --dir tls      # 3 of 3: copy authority.pem again")]
+    Rotate(Rotate),
 }
 
 #[derive(Args, Debug)]
@@ -47,6 +57,16 @@ struct Made {
     #[arg(long, value_name = "N", default_value_t = DAYS, value_parser = clap::value_parser!(u64).range(1..=3650))]
     days: u64,
     /// Print what was made as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args, Debug)]
+struct Rotate {
+    /// The authority's folder
+    #[arg(long, value_name = "DIR")]
+    dir: PathBuf,
+    /// Print what was done as JSON
     #[arg(long)]
     json: bool,
 }
@@ -88,6 +108,7 @@ impl TlsCommand {
         match self.verb {
             Verb::Init(verb) => verb.run(),
             Verb::Issue(verb) => verb.run(),
+            Verb::Rotate(verb) => verb.run(),
         }
     }
 }
@@ -112,6 +133,42 @@ impl Issue {
     }
 }
 
+impl Rotate {
+    fn run(self) -> Result<()> {
+        let rotation = Folder::rotate(&self.dir, "kvhive authority", AUTHORITY_PERIOD)?;
+        let authorities = rotation.authorities.display().to_string();
+        let (step, word) = match rotation.stage {
+            Stage::Trusted => (1, "trusted"),
+            Stage::Issued => (2, "issued"),
+            Stage::Finished => (3, "finished"),
+        };
+        let others: Vec<_> = rotation.others.iter().map(|file| file.display().to_string()).collect();
+        if self.json {
+            let issued: Vec<_> = rotation.issued.iter().map(described).collect();
+            return report::print_json(&json!({
+                "step": step, "of": 3, "stage": word, "authorities": authorities, "certificates": issued, "of_others": others,
+            }));
+        }
+        println!("step          {step} of 3\nauthorities   {authorities}");
+        list(&rotation.issued);
+        for file in others {
+            println!("{:<13} {file}: signed by another authority, and left as it is", "");
+        }
+        println!(
+            "\n{}",
+            match rotation.stage {
+                Stage::Trusted =>
+                    "Both authorities are trusted by whoever has this file: copy it to every host, and to all who connect. Then go on with the same command.",
+                Stage::Issued =>
+                    "The new authority has signed these: copy each to its host, over the old pair, with the authorities. Then go on with the same command.",
+                Stage::Finished =>
+                    "The new authority alone is trusted by whoever has this file: copy it to every host, and to all who connect.",
+            }
+        );
+        Ok(())
+    }
+}
+
 fn period(days: u64) -> Duration {
     Duration::from_secs(days * 86_400)
 }
@@ -125,22 +182,27 @@ fn issue(folder: &Folder, hosts: &[String], days: u64) -> Result<Vec<TlsFiles>> 
     Ok(made)
 }
 
-fn tell(folder: &Folder, made: &[TlsFiles], json: bool) -> Result<()> {
-    let authorities = folder.authorities().display().to_string();
-    if json {
-        let one = |files: &TlsFiles| {
-            json!({
-                "host": files.host, "certificate": files.certificate.display().to_string(), "key": files.key.display().to_string(),
-            })
-        };
-        let made: Vec<_> = made.iter().map(one).collect();
-        return report::print_json(&json!({ "authorities": authorities, "certificates": made }));
-    }
-    println!("authorities   {authorities}");
+fn described(files: &TlsFiles) -> serde_json::Value {
+    json!({
+        "host": files.host, "certificate": files.certificate.display().to_string(), "key": files.key.display().to_string(),
+    })
+}
+
+fn list(made: &[TlsFiles]) {
     for files in made {
         println!("{:<13} {}", files.host.as_deref().unwrap_or("clients"), files.certificate.display());
         println!("{:<13} {}", "", files.key.display());
     }
+}
+
+fn tell(folder: &Folder, made: &[TlsFiles], json: bool) -> Result<()> {
+    let authorities = folder.authorities().display().to_string();
+    if json {
+        let made: Vec<_> = made.iter().map(described).collect();
+        return report::print_json(&json!({ "authorities": authorities, "certificates": made }));
+    }
+    println!("authorities   {authorities}");
+    list(made);
     if let Some(member) = made.iter().find(|files| files.host.is_some()) {
         println!("\nin the cluster file, with the paths that they have on each host:\n");
         println!("[tls]\ncertificate = \"{}\"", member.certificate.display());

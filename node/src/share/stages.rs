@@ -70,7 +70,7 @@ impl Stages {
 
     pub(super) fn find(&self, device: u16, pass: &Pass) -> Option<Staged> {
         let stage = self.lent().get(&pass.0).filter(|stage| stage.device == device).cloned()?;
-        // Nobody writes but who closes it, and then it is not to be found any more.
+        // Nobody writes but who closes it, behind whom nobody reads.
         let open = stage.ferry.try_read_owned().ok()?;
         let ferry = OwnedRwLockReadGuard::try_map(open, Option::as_ref).ok()?;
         Some(Staged { ferry, limit: self.gpu(device)?.patience().copy })
@@ -99,11 +99,13 @@ impl Stages {
                     () = stopped(stop) => {}
                 }
             }
-            self.lent().remove(&pass.0);
         }
-        // Whoever uses it is waited for. Only then its lender hears that it is closed.
+        // Whoever uses it is waited for, and nobody begins to meanwhile. Only then its lender hears that it is closed.
         let ferry = stage.ferry.write_owned().await.take();
         let _ = spawn_blocking(move || drop(ferry)).await;
+        if is_kept {
+            self.lent().remove(&pass.0);
+        }
         ended
     }
 
