@@ -1,5 +1,6 @@
 //! Two GPUs' slabs, and two workers that are a pair: each is a process that is told what a node tells its own.
 
+use super::LARGEST;
 use anyhow::{Context, Result, bail, ensure};
 use kvhive_gpu::cuda::{CudaDevice, Gpu, GpuSlab};
 use kvhive_gpu::worker::{Answer, Command, Extent, Heard, PairId, Rank, Setup, TransferId, Worker};
@@ -211,7 +212,8 @@ impl<'a> Pair<'a> {
     /// # Errors
     /// When a worker has ended.
     pub(super) fn abort(&mut self) -> Result<Duration> {
-        let frame = self.place.memory[0].frame(1 << 20)?;
+        // What is small is in NCCL's buffers, and over for its sender, before anybody receives it.
+        let frame = self.place.memory[0].frame(LARGEST)?;
         let extents = vec![Extent { at: frame.offset() as u64, bytes: frame.len() as u64 }];
         self.transfer += 1;
         let (pair, transfer) = (self.pair, TransferId(self.transfer));
