@@ -105,9 +105,12 @@ fn rotate(cluster: &Cluster) {
     let old = std::fs::read_to_string(cluster.tls_file("authority.pem")).expect("it is there");
     // Whoever is connected stays so.
     let client = cluster.client();
-    for (step, stage) in [(1, "trusted"), (2, "issued"), (3, "finished")] {
+    let other = run(&["tls", "rotate", "--dir", &dir, "--step", "2"]).expect_err("it is not the next");
+    assert!(other.to_string().contains("that is step 1"), "{other}");
+    for (step, stage) in [(1u64, "trusted"), (2, "issued"), (3, "finished")] {
         let before: Vec<f64> = processes.iter().map(|(_, address)| reloads(address)).collect();
-        let rotated = run(&["tls", "rotate", "--dir", &dir, "--json"]).expect("it goes on");
+        let rotated = run(&["tls", "rotate", "--dir", &dir, "--step", &step.to_string(), "--json"]);
+        let rotated = rotated.expect("it goes on");
         let rotated: serde_json::Value = serde_json::from_slice(&rotated.stdout).expect("it is JSON");
         assert_eq!((rotated["step"].as_u64(), rotated["stage"].as_str()), (Some(step), Some(stage)));
         // Some have the files of this step, and some those of the one before.

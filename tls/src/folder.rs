@@ -5,10 +5,10 @@ use crate::files::TlsError;
 use crate::mint::{Authority, MintError};
 use crate::tls::TlsFiles;
 use rustls::pki_types::DnsName;
-use std::fs::{DirBuilder, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use thiserror::Error;
@@ -22,6 +22,9 @@ pub enum FolderError {
     /// There is one already.
     #[error("{} is there already and is not written over; take another folder or name, or remove it yourself", .0.display())]
     Exists(PathBuf),
+    /// Another process changes it.
+    #[error("another process is changing {}; wait until it has ended", .0.display())]
+    Busy(PathBuf),
     /// A file cannot be read or written.
     #[error("cannot {what} {}: {source}", path.display())]
     Io {
@@ -148,8 +151,9 @@ fn create(path: &Path, text: &str, mode: u32) -> Result<(), FolderError> {
     })
 }
 
-/// Writes a file whole in the place of what is there.
+/// Writes a file whole in the place of what is there, which keeps its owner, group and mode; a new one has this mode.
 pub(crate) fn replace(path: &Path, text: &str, mode: u32) -> Result<(), FolderError> {
+    let failed = |what| move |source| FolderError::Io { what, path: path.to_owned(), source };
     let mut fresh = path.as_os_str().to_owned();
     fresh.push(".new");
     let fresh = PathBuf::from(fresh);
@@ -159,9 +163,17 @@ pub(crate) fn replace(path: &Path, text: &str, mode: u32) -> Result<(), FolderEr
         }
         _ => create(&fresh, text, mode)?,
     }
-    std::fs::rename(&fresh, path).map_err(|source| FolderError::Io {
-        what: "write",
-        path: path.to_owned(),
-        source,
-    })
+    if let Ok(old) = path.metadata() {
+        std::os::unix::fs::chown(&fresh, Some(old.uid()), Some(old.gid()))
+            .map_err(failed("keep the owner of"))?;
+        std::fs::set_permissions(&fresh, old.permissions()).map_err(failed("keep the mode of"))?;
+    }
+    std::fs::rename(&fresh, path).map_err(failed("write"))?;
+    path.parent().map_or(Ok(()), sync)
+}
+
+/// Has what was renamed in a folder stay so.
+pub(crate) fn sync(folder: &Path) -> Result<(), FolderError> {
+    let synced = File::open(folder).and_then(|folder| folder.sync_all());
+    synced.map_err(|source| FolderError::Io { what: "sync", path: folder.to_owned(), source })
 }

@@ -2,10 +2,11 @@
 //! has the files of the step before and whoever has those of this one trust each other.
 
 use crate::files::{self, TlsError};
-use crate::folder::{AUTHORITY, Folder, FolderError, replace};
+use crate::folder::{AUTHORITY, Folder, FolderError, replace, sync};
 use crate::mint::{Authority, SLACK};
 use crate::tls::TlsFiles;
 use rustls::pki_types::CertificateDer;
+use std::fs::{File, TryLockError};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
@@ -47,22 +48,52 @@ impl Folder {
     /// # Errors
     /// When there is no authority, or a file cannot be read, understood or written.
     pub fn rotate(path: &Path, name: &str, period: Duration) -> Result<Rotation, FolderError> {
-        let there = |name: &str| path.join(name).exists();
-        let (next_key, next_pem) = (format!("{NEXT}.key"), format!("{NEXT}.pem"));
         let steps = Steps { path, trusted: Folder::open(path)?.authorities() };
-        match (there(&next_key), there(&next_pem), there(&format!("{LAST}.pem"))) {
-            (true, true, _) if !steps.trusts_next()? => steps.trust(),
-            (true, true, _) => steps.issue(),
-            // What has a certificate no more, or no key, was made or ended by halves.
-            (_, _, true) => steps.finish(),
-            (..) => {
+        let locked = File::open(path).map(|folder| folder.try_lock().map(|()| folder));
+        let _locked = match locked {
+            Ok(Ok(folder)) => folder,
+            Ok(Err(TryLockError::WouldBlock)) => return Err(FolderError::Busy(path.to_owned())),
+            Ok(Err(TryLockError::Error(source))) | Err(source) => {
+                return Err(FolderError::Io { what: "lock", path: path.to_owned(), source });
+            }
+        };
+        match steps.next()? {
+            Next::Make => {
                 let next = Authority::new(name, period)?;
-                replace(&steps.file(&next_key), &next.key(), 0o600)?;
-                replace(&steps.file(&next_pem), next.certificate(), 0o644)?;
+                replace(&steps.file(&format!("{NEXT}.key")), &next.key(), 0o600)?;
+                replace(&steps.file(&format!("{NEXT}.pem")), next.certificate(), 0o644)?;
                 steps.trust()
             }
+            Next::Trust => steps.trust(),
+            Next::Issue => steps.issue(),
+            Next::EndIssue => steps.end_issue(),
+            Next::Finish => steps.finish(),
         }
     }
+
+    /// Returns how far the folder will be after the next step.
+    ///
+    /// # Errors
+    /// When there is no authority, or a file cannot be read or understood.
+    pub fn next_stage(path: &Path) -> Result<Stage, FolderError> {
+        let steps = Steps { path, trusted: Folder::open(path)?.authorities() };
+        Ok(match steps.next()? {
+            Next::Make | Next::Trust => Stage::Trusted,
+            Next::Issue | Next::EndIssue => Stage::Issued,
+            Next::Finish => Stage::Finished,
+        })
+    }
+}
+
+/// What is to be done next, by the files that are there.
+enum Next {
+    Make,
+    /// The new one is made, and not yet trusted.
+    Trust,
+    Issue,
+    /// The new one signs, and the step was not told of as done: what it is to say is said now.
+    EndIssue,
+    Finish,
 }
 
 struct Steps<'a> {
@@ -78,6 +109,17 @@ impl Steps<'_> {
     fn text(&self, name: &str) -> Result<String, FolderError> {
         let path = self.file(name);
         std::fs::read_to_string(&path).map_err(|source| FolderError::Io { what: "read", path, source })
+    }
+
+    fn next(&self) -> Result<Next, FolderError> {
+        let there = |name: &str, ending: &str| self.file(&format!("{name}.{ending}")).exists();
+        Ok(match (there(NEXT, "key"), there(NEXT, "pem"), there(LAST, "pem")) {
+            (true, true, _) if !self.trusts_next()? => Next::Trust,
+            (true, true, _) => Next::Issue,
+            (false, true, true) => Next::EndIssue,
+            (_, _, true) => Next::Finish,
+            (..) => Next::Make,
+        })
     }
 
     fn trusts_next(&self) -> Result<bool, FolderError> {
@@ -127,16 +169,12 @@ impl Steps<'_> {
         let (next_pem, next_key) = (self.text(&format!("{NEXT}.pem"))?, self.text(&format!("{NEXT}.key"))?);
         let authority = Authority::from_pem(&next_pem, &next_key)?;
         let folder = Folder::of(self.path, authority);
-        let (old, new) =
-            (signer(&one(&last)?, &last)?, signer(&one(&self.file(&format!("{NEXT}.pem")))?, &last)?);
-        let mut rotation = self.done(Stage::Issued);
+        let old = signer(&one(&last)?, &last)?;
         for file in self.certificates()? {
             let issued = Issued::read(&file)?;
             if issued.by == old {
                 let name = file.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
-                rotation.issued.push(folder.issue_again(name, &issued.hosts, issued.period)?);
-            } else if issued.by != new {
-                rotation.others.push(file);
+                folder.issue_again(name, &issued.hosts, issued.period)?;
             }
         }
         self.write_trusted(Some(&next_pem), None)?;
@@ -147,6 +185,30 @@ impl Steps<'_> {
             path: self.file(&format!("{NEXT}.key")),
             source,
         })?;
+        sync(self.path)?;
+        self.end_issue()
+    }
+
+    /// Says what is of the new one now, which signs by itself.
+    fn end_issue(&self) -> Result<Rotation, FolderError> {
+        let next = self.file(&format!("{NEXT}.pem"));
+        let new = signer(&one(&next)?, &next)?;
+        let mut rotation = self.done(Stage::Issued);
+        for file in self.certificates()? {
+            let issued = Issued::read(&file)?;
+            if issued.by == new {
+                let key = file.with_extension("key");
+                let host = issued.hosts.into_iter().next();
+                rotation.issued.push(TlsFiles {
+                    certificate: file,
+                    key,
+                    authorities: self.trusted.clone(),
+                    host,
+                });
+            } else {
+                rotation.others.push(file);
+            }
+        }
         self.remove(&format!("{NEXT}.pem"))?;
         Ok(rotation)
     }

@@ -3,6 +3,7 @@
 use kvhive_tls::{Folder, FolderError, Rotation, Stage, Tls, TlsFiles};
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -67,6 +68,7 @@ fn whoever_is_one_step_behind_is_trusted_and_trusts() {
     };
     keep(&before);
     for (number, stage) in [Stage::Trusted, Stage::Issued, Stage::Finished].into_iter().enumerate() {
+        assert_eq!(Folder::next_stage(&path).expect("it is there"), stage);
         let rotation = step(&path);
         assert_eq!(rotation.stage, stage);
         let (issued, others) =
@@ -144,18 +146,21 @@ fn a_step_that_ends_anywhere_is_gone_again() {
     }
     put(&half);
     let rotation = step(&path);
-    assert_eq!((rotation.stage, rotation.issued.len()), (Stage::Issued, 3));
+    assert_eq!((rotation.stage, rotation.issued.len()), (Stage::Issued, 4), "all of them are to be carried");
     assert!(client_is_trusted());
     // It is named first, and its key has not been moved.
     half.insert(at("authority.pem"), issued[&at("authority.pem")].clone());
     put(&half);
     let rotation = step(&path);
-    assert_eq!((rotation.stage, rotation.issued.len()), (Stage::Issued, 3));
+    assert_eq!((rotation.stage, rotation.issued.len()), (Stage::Issued, 4));
     assert!(client_is_trusted() && is_trusted(&path, "a.example", Some("a.example"), &at("authority.pem")));
-    // Its key has been moved, and its certificate of before lies there.
+    // Its key has been moved, and nobody was told which certificates are to be carried.
     let mut half = issued.clone();
     half.insert(at("authority.next.pem"), trusted[&at("authority.next.pem")].clone());
     put(&half);
+    let rotation = step(&path);
+    assert_eq!((rotation.stage, rotation.issued.len(), rotation.others.len()), (Stage::Issued, 4, 1));
+    assert_eq!(contents(&path), *issued);
     assert_eq!(step(&path).stage, Stage::Finished);
     assert_eq!(contents(&path), *finished);
     // The old one is not trusted any more, and still known.
@@ -164,6 +169,25 @@ fn a_step_that_ends_anywhere_is_gone_again() {
     put(&half);
     assert_eq!(step(&path).stage, Stage::Finished);
     assert_eq!(contents(&path), *finished);
+}
+
+#[test]
+fn files_keep_their_modes_and_one_process_at_a_time_goes_on() {
+    let temp = tempfile::tempdir().expect("a folder");
+    let path = folder(temp.path());
+    let key = path.join("client.key");
+    let mode = || fs::metadata(&key).expect("it is there").permissions().mode() & 0o777;
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o640)).expect("it is ours");
+    step(&path);
+    let locked = fs::File::open(&path).expect("it is there");
+    locked.lock().expect("nobody has it");
+    let busy = Folder::rotate(&path, "next", YEAR).map(|_| ());
+    assert!(matches!(busy, Err(FolderError::Busy(_))), "{busy:?}");
+    drop(locked);
+    let before = fs::read(&key).expect("it is there");
+    assert_eq!(step(&path).stage, Stage::Issued);
+    assert_ne!(fs::read(&key).expect("it is there"), before);
+    assert_eq!(mode(), 0o640);
 }
 
 #[test]

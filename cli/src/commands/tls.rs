@@ -2,7 +2,7 @@
 
 use crate::report;
 use crate::trust::{AUTHORITY_PERIOD, CLIENT, DAYS};
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use kvhive_tls::{Folder, Stage, TlsFiles};
 use serde_json::json;
@@ -37,11 +37,12 @@ enum Verb {
     ///
     /// Each call goes one step, and says what to carry to the hosts before the next: `authority.pem` with both authorities; then each
     /// host's pair, made anew by the new one; then `authority.pem` with the new one alone. A process takes new files within five seconds.
-    /// After the last step nothing that the old one signed is taken: what was stolen is of no use. A call that was interrupted is made again.
+    /// After the last step nothing that the old one signed is taken: what was stolen is of no use. A call that was interrupted is made again;
+    /// with `--step` it is refused where that step was made already.
     #[command(after_help = "Examples:
-  kvhive tls rotate --dir tls      # 1 of 3: copy tls/authority.pem to every host and client
-  kvhive tls rotate --dir tls      # 2 of 3: copy each host its own pair, and authority.pem
-  kvhive tls rotate --dir tls      # 3 of 3: copy authority.pem again")]
+  kvhive tls rotate --dir tls --step 1    # copy tls/authority.pem to every host and client
+  kvhive tls rotate --dir tls --step 2    # copy each host its own pair, and authority.pem
+  kvhive tls rotate --dir tls --step 3    # copy authority.pem again")]
     Rotate(Rotate),
 }
 
@@ -66,6 +67,9 @@ struct Rotate {
     /// The authority's folder
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
+    /// Go this step and no other
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=3))]
+    step: Option<u8>,
     /// Print what was done as JSON
     #[arg(long)]
     json: bool,
@@ -135,12 +139,17 @@ impl Issue {
 
 impl Rotate {
     fn run(self) -> Result<()> {
+        let next = number(Folder::next_stage(&self.dir)?);
+        if let Some(step) = self.step.filter(|step| *step != next) {
+            bail!("step {step} is not the next one in {}: that is step {next}", self.dir.display());
+        }
         let rotation = Folder::rotate(&self.dir, "kvhive authority", AUTHORITY_PERIOD)?;
         let authorities = rotation.authorities.display().to_string();
-        let (step, word) = match rotation.stage {
-            Stage::Trusted => (1, "trusted"),
-            Stage::Issued => (2, "issued"),
-            Stage::Finished => (3, "finished"),
+        let step = number(rotation.stage);
+        let word = match rotation.stage {
+            Stage::Trusted => "trusted",
+            Stage::Issued => "issued",
+            Stage::Finished => "finished",
         };
         let others: Vec<_> = rotation.others.iter().map(|file| file.display().to_string()).collect();
         if self.json {
@@ -166,6 +175,15 @@ impl Rotate {
             }
         );
         Ok(())
+    }
+}
+
+/// Which of the three steps ends there.
+fn number(stage: Stage) -> u8 {
+    match stage {
+        Stage::Trusted => 1,
+        Stage::Issued => 2,
+        Stage::Finished => 3,
     }
 }
 

@@ -8,6 +8,9 @@ use kvhive_protocol::{Change, WireError};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
+/// Stretches by which the clocks of two leaders may differ.
+const MAX_AHEAD: u64 = 2;
+
 /// The replicated memory of load and policy.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Scaling {
@@ -78,9 +81,14 @@ impl Scaling {
         self.observations.push_back(observation);
     }
 
-    /// Remembers what sizes would have covered in a stretch of time, unless that is not after the newest: two leaders may tell of it.
+    /// Remembers what sizes would have covered in a stretch of time, unless that is not after the newest: two leaders may tell of it. Those
+    /// that lie far ahead were told by a leader whose clock was wrong, and go.
     pub(crate) fn remember(&mut self, stretch: Stretch) -> Result<(), WireError> {
         stretch.check().map_err(|reason| WireError::rejected(format_args!("{reason}")))?;
+        let is_wrong = |newest: &Stretch| newest.bucket.saturating_sub(stretch.bucket) > MAX_AHEAD;
+        while self.stretches.back().is_some_and(is_wrong) {
+            self.stretches.pop_back();
+        }
         if self.stretches.back().is_some_and(|newest| stretch.bucket <= newest.bucket) {
             return Ok(());
         }
@@ -184,6 +192,18 @@ mod tests {
         assert!(read(&vec![stretch(1); MAX_STRETCHES + 1]).is_err(), "they are too many");
         assert!(read(&[Stretch { got_ppm: 1_000_001, ..stretch(2) }]).is_err());
         assert!(read(&[Stretch { floor: 9, ..stretch(2) }]).is_err());
+    }
+
+    #[test]
+    fn a_leader_whose_clock_was_wrong_stops_no_day() {
+        let stretch = |bucket| Stretch { bucket, floor: 1, ceiling: 8, ..Stretch::default() };
+        let mut scaling = Scaling::default();
+        for bucket in [10, 11, 5000, 5001, 12, 14, 13] {
+            assert_eq!(scaling.remember(stretch(bucket)), Ok(()));
+        }
+        let known: Vec<u64> = scaling.stretches().map(|one| one.bucket).collect();
+        assert_eq!(known, [10, 11, 12, 14], "and one that is a little late is no reason to forget");
+        assert_eq!(scaling.check(), Ok(()));
     }
 
     #[test]

@@ -158,7 +158,10 @@ pub(super) async fn moves(State(admin): Shared, query: Result<Query<Part>, Query
         next,
         total: report.moves.len(),
         copying: report.moves.iter().filter(|one| one.stage == MoveStage::Copying).count(),
-        moved_bytes: report.moves.iter().map(|one| given(&gone, one).moved_bytes).sum(),
+        moved_bytes: report
+            .moves
+            .iter()
+            .fold(0, |sum, one| given(&gone, one).moved_bytes.saturating_add(sum)),
         epoch: report.epoch.0,
     }))
 }
