@@ -5,8 +5,9 @@ use crate::files::{self, TlsError};
 use crate::folder::{AUTHORITY, Folder, FolderError, replace, sync};
 use crate::mint::{Authority, SLACK};
 use crate::tls::TlsFiles;
+use rustix::fs::{FlockOperation, flock};
 use rustls::pki_types::CertificateDer;
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
@@ -49,13 +50,16 @@ impl Folder {
     /// When there is no authority, or a file cannot be read, understood or written.
     pub fn rotate(path: &Path, name: &str, period: Duration) -> Result<Rotation, FolderError> {
         let steps = Steps { path, trusted: Folder::open(path)?.authorities() };
-        let locked = File::open(path).map(|folder| folder.try_lock().map(|()| folder));
+        let locked = File::open(path).and_then(|folder| {
+            flock(&folder, FlockOperation::NonBlockingLockExclusive)?;
+            Ok(folder)
+        });
         let _locked = match locked {
-            Ok(Ok(folder)) => folder,
-            Ok(Err(TryLockError::WouldBlock)) => return Err(FolderError::Busy(path.to_owned())),
-            Ok(Err(TryLockError::Error(source))) | Err(source) => {
-                return Err(FolderError::Io { what: "lock", path: path.to_owned(), source });
+            Ok(folder) => folder,
+            Err(source) if source.kind() == io::ErrorKind::WouldBlock => {
+                return Err(FolderError::Busy(path.to_owned()));
             }
+            Err(source) => return Err(FolderError::Io { what: "lock", path: path.to_owned(), source }),
         };
         match steps.next()? {
             Next::Make => {

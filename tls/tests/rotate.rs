@@ -1,6 +1,7 @@
 //! Another authority without a moment at which two that speak with each other do not trust each other.
 
 use kvhive_tls::{Folder, FolderError, Rotation, Stage, Tls, TlsFiles};
+use rustix::fs::{FlockOperation, flock};
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -180,7 +181,7 @@ fn files_keep_their_modes_and_one_process_at_a_time_goes_on() {
     fs::set_permissions(&key, fs::Permissions::from_mode(0o640)).expect("it is ours");
     step(&path);
     let locked = fs::File::open(&path).expect("it is there");
-    locked.lock().expect("nobody has it");
+    flock(&locked, FlockOperation::LockExclusive).expect("nobody has it");
     let busy = Folder::rotate(&path, "next", YEAR).map(|_| ());
     assert!(matches!(busy, Err(FolderError::Busy(_))), "{busy:?}");
     drop(locked);
