@@ -290,22 +290,30 @@ impl WriteGuard {
         let Fresh::Gpu(frame) = frame else { return None };
         let (tell, told) = oneshot::channel();
         let (limit, returns) = (frame.limit(), self.returns.clone());
-        frame.take(from, move |taken| match taken {
-            // Nobody may be waiting: then its write is over.
-            Some(frame) => drop(tell.send(WriteGuard::new(Fresh::Gpu(frame), header, ticket, returns))),
-            None => returns.push(Return::Write(ticket)),
+        let awaited = Awaited::new([(ticket, returns.clone())]);
+        // The copy has the frame, after it is no more waited for too: the write is over when it lets go of that.
+        let over = Unwritten(Some((ticket, returns)));
+        frame.take(from, over, move |taken| {
+            if let Some((frame, mut over)) = taken
+                && let Some((ticket, returns)) = over.0.take()
+            {
+                // Nobody may be waiting: then its write is over.
+                let _ = tell.send(WriteGuard::new(Fresh::Gpu(frame), header, ticket, returns));
+            }
         });
-        timeout(limit, told).await.ok()?.ok()
+        let filled = timeout(limit, told).await.ok()?.ok()?;
+        awaited.came();
+        Some(filled)
     }
 
     /// Takes the digests of frames that were written on their GPU, there. None when it does not give them in time.
     pub(crate) async fn digests_on_gpu(guards: Vec<WriteGuard>) -> Option<(Vec<WriteGuard>, Vec<u64>)> {
         let Fresh::Gpu(first) = &guards.first()?.write.as_ref()?.frame else { return None };
         let limit = first.limit();
-        let under_way: Vec<(WriteTicket, Returns)> = guards
-            .iter()
-            .filter_map(|guard| Some((guard.write.as_ref()?.ticket, guard.returns.clone())))
-            .collect();
+        // Their guards go when the GPU comes back.
+        let awaited = Awaited::new(
+            guards.iter().filter_map(|guard| Some((guard.write.as_ref()?.ticket, guard.returns.clone()))),
+        );
         let work = move || {
             let frames: Option<Vec<&FreshGpu>> = guards
                 .iter()
@@ -317,12 +325,9 @@ impl WriteGuard {
             let digests = FreshGpu::digests(&frames?)?;
             Some((guards, digests))
         };
-        let Ok(taken) = timeout(limit, spawn_blocking(work)).await else {
-            // Their guards go when the GPU comes back.
-            under_way.into_iter().for_each(|(ticket, returns)| returns.push(Return::GivenUp(ticket)));
-            return None;
-        };
-        taken.ok()?
+        let taken = timeout(limit, spawn_blocking(work)).await.ok()?.ok()?;
+        awaited.came();
+        taken
     }
 
     /// As [`WriteGuard::verify`], of a block whose bytes are in its GPU's memory already.
@@ -367,6 +372,36 @@ impl Drop for WriteGuard {
         if let Some(Write { frame, ticket, .. }) = self.write.take() {
             drop(frame);
             self.returns.push(Return::Write(ticket));
+        }
+    }
+}
+
+/// Writes whose frames a GPU has and that are waited for: dropped before they [came](Awaited::came), they are given up.
+struct Awaited(Vec<(WriteTicket, Returns)>);
+
+impl Awaited {
+    fn new(writes: impl IntoIterator<Item = (WriteTicket, Returns)>) -> Awaited {
+        Awaited(writes.into_iter().collect())
+    }
+
+    fn came(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for Awaited {
+    fn drop(&mut self) {
+        self.0.drain(..).for_each(|(ticket, returns)| returns.push(Return::GivenUp(ticket)));
+    }
+}
+
+/// A write whose frame a copy has. Dropped after that, it has ended without a block.
+struct Unwritten(Option<(WriteTicket, Returns)>);
+
+impl Drop for Unwritten {
+    fn drop(&mut self) {
+        if let Some((ticket, returns)) = self.0.take() {
+            returns.push(Return::Write(ticket));
         }
     }
 }
