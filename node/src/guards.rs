@@ -232,6 +232,28 @@ struct Write {
     ticket: WriteTicket,
 }
 
+/// Writes whose guards a thread has that a GPU keeps waiting. Who waits for it no longer, or is cancelled, gives them up: their guards go when
+/// the GPU comes back, and until then their blocks can be stored elsewhere.
+#[derive(Default)]
+pub(crate) struct UnderWay(Vec<(WriteTicket, Returns)>);
+
+impl UnderWay {
+    pub(crate) fn add(&mut self, guard: &WriteGuard) {
+        self.0.extend(guard.write.as_ref().map(|write| (write.ticket, guard.returns.clone())));
+    }
+
+    /// Hears that the thread has let go of them.
+    pub(crate) fn end(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.drain(..).for_each(|(ticket, returns)| returns.push(Return::GivenUp(ticket)));
+    }
+}
+
 impl WriteGuard {
     pub(crate) fn new(
         frame: Fresh,
@@ -302,10 +324,8 @@ impl WriteGuard {
     pub(crate) async fn digests_on_gpu(guards: Vec<WriteGuard>) -> Option<(Vec<WriteGuard>, Vec<u64>)> {
         let Fresh::Gpu(first) = &guards.first()?.write.as_ref()?.frame else { return None };
         let limit = first.limit();
-        let under_way: Vec<(WriteTicket, Returns)> = guards
-            .iter()
-            .filter_map(|guard| Some((guard.write.as_ref()?.ticket, guard.returns.clone())))
-            .collect();
+        let mut under_way = UnderWay::default();
+        guards.iter().for_each(|guard| under_way.add(guard));
         let work = move || {
             let frames: Option<Vec<&FreshGpu>> = guards
                 .iter()
@@ -317,11 +337,8 @@ impl WriteGuard {
             let digests = FreshGpu::digests(&frames?)?;
             Some((guards, digests))
         };
-        let Ok(taken) = timeout(limit, spawn_blocking(work)).await else {
-            // Their guards go when the GPU comes back.
-            under_way.into_iter().for_each(|(ticket, returns)| returns.push(Return::GivenUp(ticket)));
-            return None;
-        };
+        let taken = timeout(limit, spawn_blocking(work)).await.ok()?;
+        under_way.end();
         taken.ok()?
     }
 

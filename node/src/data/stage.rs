@@ -8,7 +8,7 @@ use crate::data::plane::DataPlane;
 use crate::data::store::{INFLIGHT_WAIT, Taken, landed};
 use crate::far::Unsound;
 use crate::ferrying::{Put, Putting, Taking, Took};
-use crate::guards::Lent;
+use crate::guards::{Lent, UnderWay};
 use crate::share::Staged;
 use kvhive_client::codec;
 use kvhive_protocol::block::Codec;
@@ -51,13 +51,18 @@ impl DataPlane {
             return Err(WireError::busy("as many payload bytes as allowed are under way"));
         };
         let reserved = self.reserve(span, &task, None).await?;
-        let mut taking = Taking::new(staged, layout);
+        let here = self.device(device);
+        if let Some(here) = here {
+            here.work.stored();
+        }
+        let (mut taking, mut under_way) = (Taking::new(staged, layout), UnderWay::default());
         let mut receiving = span.part("gather and digest");
         receiving.note("kvhive.bytes", bytes);
         let mut taken: Vec<Option<Taken>> = Vec::with_capacity(reserved.len());
         for (number, (one, at)) in reserved.into_iter().zip(&at).enumerate() {
             taken.push(match one {
                 Reserved::Write(guard) => {
+                    under_way.add(&guard);
                     taking.add(number, guard, *at);
                     None
                 }
@@ -67,15 +72,20 @@ impl DataPlane {
         }
         let limit = taking.limit();
         let took = timeout(limit, spawn_blocking(move || taking.run())).await;
+        if took.is_ok() {
+            under_way.end();
+        } else {
+            drop(under_way);
+        }
         let Took { written, present } = self.heeded(took)?;
-        let (mut fresh, traffic) = (0, self.device(device).map(|device| &device.traffic));
+        let mut fresh = 0;
         for (number, guard, digest) in written {
             let bytes = guard.header_bytes();
             task.learn_digest(number, digest);
             taken[number] = guard.verify_as(digest).map(Taken::Landing);
             fresh += bytes;
-            if let Some(traffic) = traffic {
-                traffic.stored(bytes);
+            if let Some(here) = here {
+                here.traffic.stored(bytes);
             }
         }
         for (number, lent, is_sound) in present {
