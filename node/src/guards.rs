@@ -232,6 +232,28 @@ struct Write {
     ticket: WriteTicket,
 }
 
+/// Writes whose guards a thread has that a GPU keeps waiting. Who waits for it no longer, or is cancelled, gives them up: their guards go when
+/// the GPU comes back, and until then their blocks can be stored elsewhere.
+#[derive(Default)]
+pub(crate) struct UnderWay(Vec<(WriteTicket, Returns)>);
+
+impl UnderWay {
+    pub(crate) fn add(&mut self, guard: &WriteGuard) {
+        self.0.extend(guard.write.as_ref().map(|write| (write.ticket, guard.returns.clone())));
+    }
+
+    /// Hears that the thread has let go of them.
+    pub(crate) fn end(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.drain(..).for_each(|(ticket, returns)| returns.push(Return::GivenUp(ticket)));
+    }
+}
+
 impl WriteGuard {
     pub(crate) fn new(
         frame: Fresh,
@@ -286,11 +308,12 @@ impl WriteGuard {
     /// Has the bytes of another frame come to its own, both on GPUs of this process. None where they do not, or not in time.
     pub(crate) async fn filled_from(mut self, from: GpuFrame) -> Option<WriteGuard> {
         let on_gpu = |write: &mut Write| matches!(write.frame, Fresh::Gpu(_));
+        let mut under_way = UnderWay::default();
+        under_way.add(&self);
         let Write { frame, header, ticket } = self.write.take_if(on_gpu)?;
         let Fresh::Gpu(frame) = frame else { return None };
         let (tell, told) = oneshot::channel();
         let (limit, returns) = (frame.limit(), self.returns.clone());
-        let awaited = Awaited::new([(ticket, returns.clone())]);
         // The copy has the frame, after it is no more waited for too: the write is over when it lets go of that.
         let over = Unwritten(Some((ticket, returns)));
         frame.take(from, over, move |taken| {
@@ -302,7 +325,7 @@ impl WriteGuard {
             }
         });
         let filled = timeout(limit, told).await.ok()?.ok()?;
-        awaited.came();
+        under_way.end();
         Some(filled)
     }
 
@@ -310,10 +333,8 @@ impl WriteGuard {
     pub(crate) async fn digests_on_gpu(guards: Vec<WriteGuard>) -> Option<(Vec<WriteGuard>, Vec<u64>)> {
         let Fresh::Gpu(first) = &guards.first()?.write.as_ref()?.frame else { return None };
         let limit = first.limit();
-        // Their guards go when the GPU comes back.
-        let awaited = Awaited::new(
-            guards.iter().filter_map(|guard| Some((guard.write.as_ref()?.ticket, guard.returns.clone()))),
-        );
+        let mut under_way = UnderWay::default();
+        guards.iter().for_each(|guard| under_way.add(guard));
         let work = move || {
             let frames: Option<Vec<&FreshGpu>> = guards
                 .iter()
@@ -325,9 +346,9 @@ impl WriteGuard {
             let digests = FreshGpu::digests(&frames?)?;
             Some((guards, digests))
         };
-        let taken = timeout(limit, spawn_blocking(work)).await.ok()?.ok()?;
-        awaited.came();
-        taken
+        let taken = timeout(limit, spawn_blocking(work)).await.ok()?;
+        under_way.end();
+        taken.ok()?
     }
 
     /// As [`WriteGuard::verify`], of a block whose bytes are in its GPU's memory already.
@@ -373,25 +394,6 @@ impl Drop for WriteGuard {
             drop(frame);
             self.returns.push(Return::Write(ticket));
         }
-    }
-}
-
-/// Writes whose frames a GPU has and that are waited for: dropped before they [came](Awaited::came), they are given up.
-struct Awaited(Vec<(WriteTicket, Returns)>);
-
-impl Awaited {
-    fn new(writes: impl IntoIterator<Item = (WriteTicket, Returns)>) -> Awaited {
-        Awaited(writes.into_iter().collect())
-    }
-
-    fn came(mut self) {
-        self.0.clear();
-    }
-}
-
-impl Drop for Awaited {
-    fn drop(&mut self) {
-        self.0.drain(..).for_each(|(ticket, returns)| returns.push(Return::GivenUp(ticket)));
     }
 }
 
