@@ -237,13 +237,14 @@ impl NamespaceClient {
     async fn ask_over(&self, over: &Over<'_>, device: DeviceId, request: &DataRequest) -> Option<DataReply> {
         let shared = self.shared();
         let using = over.lease.begin();
+        // Of what was asked twice one may go on still, whatever the other is answered.
+        let mut is_repeated = false;
         let exchange = async {
             let mut line = Line::open(shared, over.map, device, over.trace, over.deadline).await?;
-            if line.connection().level() < Level::LINKS {
+            if line.connection().level() < Level::DAYS {
                 line.close();
                 return Err(senseless("it knows no stages"));
             }
-            let mut is_repeated = false;
             loop {
                 let answer = match line.ask(request, &[], 0).await {
                     Ok(()) => line.answer().await,
@@ -251,12 +252,12 @@ impl NamespaceClient {
                 };
                 match answer {
                     Err(fault) if !matches!(fault, Fault::Refused(_)) => {
-                        line.revive(fault).await?;
                         is_repeated = true;
+                        line.revive(fault).await?;
                     }
                     answer => {
                         line.close();
-                        return answer.map(|reply| (reply, is_repeated));
+                        return answer;
                     }
                 }
             }
@@ -264,8 +265,7 @@ impl NamespaceClient {
         let limit = over.deadline.saturating_duration_since(Instant::now());
         let ended = timeout_at(over.deadline, exchange).await.unwrap_or(Err(Fault::Timeout(limit)));
         match ended {
-            Ok((reply, is_repeated)) => {
-                // Of what was asked twice one may go on still.
+            Ok(reply) => {
                 if !is_repeated {
                     using.end();
                 }
@@ -277,7 +277,7 @@ impl NamespaceClient {
                 match fault {
                     Fault::Refused(WireError::NotCarried { .. }) => over.lease.is_of_no_use_to(device),
                     // It has not begun.
-                    Fault::Refused(_) => using.end(),
+                    Fault::Refused(_) if !is_repeated => using.end(),
                     _ => {}
                 }
                 None

@@ -2,6 +2,7 @@
 //! since something of a call was not answered, is used by no other and freed when that node has let go of it.
 
 use crate::client::Shared;
+use crate::fetch::run_all;
 use crate::namespace::NamespaceClient;
 use crate::prefix::Prefix;
 use crate::route::segment_at;
@@ -13,6 +14,7 @@ use kvhive_protocol::stage::{LendRequest, MAX_STAGE_BYTES, StageLoan};
 use kvhive_protocol::{ClusterMap, DeviceId, Generation, Level};
 use kvhive_wire::{Visit, this_host};
 use std::collections::{BTreeSet, HashMap};
+use std::io;
 use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,14 +23,16 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::spawn_blocking;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 /// Bytes of a stage, unless one block has more.
 const STAGE_BYTES: u64 = 32 << 20;
 /// Stages that a client has at most, those among them that it waits to be let go of.
 const MOST_STAGES: usize = 4;
 /// A node is waited for so long until it has a stage open.
-const OPEN_LIMIT: Duration = Duration::from_millis(500);
+const OPEN_LIMIT: Duration = Duration::from_secs(1);
+/// And no longer than this part of a call's time, as does the stage itself: the rest is the blocks'.
+const PART_OF_LIMIT: u32 = 4;
 /// What has failed, or was refused, is not tried again before.
 const REST: Duration = Duration::from_secs(30);
 /// A node that is on another host, or has no GPU, stays so until it starts anew.
@@ -47,11 +51,17 @@ pub(crate) struct Stages {
 struct LentStage {
     stage: Option<Stage>,
     gpu: Arc<Gpu>,
-    lent: HashMap<DeviceId, Lent>,
-    /// Those who may have it open and did not say so.
-    unsure: Vec<Visit>,
+    holders: Mutex<Holders>,
     runtime: Handle,
     room: Option<OwnedSemaphorePermit>,
+}
+
+/// Who may have a stage open.
+#[derive(Default)]
+struct Holders {
+    lent: HashMap<DeviceId, Lent>,
+    /// Those who did not say so, or of an earlier start. A stage that has some is lent to nobody after this call.
+    unsure: Vec<Visit>,
 }
 
 struct Lent {
@@ -64,13 +74,18 @@ impl LentStage {
     fn bytes(&self) -> u64 {
         self.stage.as_ref().map_or(0, Stage::len)
     }
+
+    fn holders(&self) -> MutexGuard<'_, Holders> {
+        // Nothing is left half-done under this lock.
+        self.holders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Drop for LentStage {
     fn drop(&mut self) {
         let (Some(stage), room) = (self.stage.take(), self.room.take()) else { return };
-        let lent = std::mem::take(&mut self.lent).into_values().map(|lent| lent.visit);
-        let visits: Vec<Visit> = lent.chain(self.unsure.drain(..)).collect();
+        let Holders { lent, unsure } = std::mem::take(&mut *self.holders());
+        let visits: Vec<Visit> = lent.into_values().map(|lent| lent.visit).chain(unsure).collect();
         // Freed when nobody has it open any more. Where that is never heard of it stays the GPU's to the end of the process.
         let stage = ManuallyDrop::new(stage);
         self.runtime.spawn(async move {
@@ -82,6 +97,37 @@ impl Drop for LentStage {
             let _ = spawn_blocking(move || drop(stage)).await;
             drop(room);
         });
+    }
+}
+
+/// A stage that was shown at a door. However its showing ends, who may have opened it is waited for.
+struct Shown<'a> {
+    visit: Option<Visit>,
+    lent: &'a LentStage,
+}
+
+impl Shown<'_> {
+    /// Waits until it is taken.
+    async fn taken(mut self, limit: Duration) -> io::Result<Visit> {
+        let visit = self.visit.as_mut().expect("only the end takes it");
+        let taken = visit.taken(limit).await;
+        // Who has closed the door has it not open.
+        let closed = [io::ErrorKind::UnexpectedEof, io::ErrorKind::ConnectionReset];
+        match taken {
+            Ok(()) => Ok(self.visit.take().expect("only the end takes it")),
+            Err(error) => {
+                if closed.contains(&error.kind()) {
+                    self.visit = None;
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Drop for Shown<'_> {
+    fn drop(&mut self) {
+        self.lent.holders().unsure.extend(self.visit.take());
     }
 }
 
@@ -128,9 +174,18 @@ impl StageLease {
         self.lent().bytes()
     }
 
-    /// Returns by what a device knows the stage, if it does.
+    /// Says whether a node may use it still that did not say it is done. Nothing may be put on it or asked of it any more: it is for who
+    /// has it to go by the host's memory.
+    pub fn is_spent(&self) -> bool {
+        self.is_in_use.load(Ordering::Relaxed)
+    }
+
+    /// Returns by what a device knows the stage, if it does and the stage is not spent.
     pub(crate) fn pass(&self, device: DeviceId) -> Option<Pass> {
-        self.lent().lent.get(&device).map(|lent| lent.pass)
+        if self.is_spent() {
+            return None;
+        }
+        self.lent().holders().lent.get(&device).map(|lent| lent.pass)
     }
 
     /// Says that a node is about to use it.
@@ -140,15 +195,17 @@ impl StageLease {
 
     /// Says that a device could not do something with it: it is lent nothing for a while.
     pub(crate) fn is_of_no_use_to(&self, device: DeviceId) {
-        if let Some(lent) = self.lent().lent.get(&device) {
-            self.stages.rest(device, lent.generation, REST);
+        let generation = self.lent().holders().lent.get(&device).map(|lent| lent.generation);
+        if let Some(generation) = generation {
+            self.stages.rest(device, generation, REST);
         }
     }
 }
 
 impl Drop for StageLease {
     fn drop(&mut self) {
-        let lent = self.lent.take().filter(|_| !self.is_in_use.load(Ordering::Relaxed));
+        let is_spent = self.is_spent();
+        let lent = self.lent.take().filter(|lent| !is_spent && lent.holders().unsure.is_empty());
         if let Some(lent) = lent {
             self.stages.free().push(lent);
         }
@@ -202,17 +259,11 @@ impl Stages {
         }
         let room = self.room.clone().try_acquire_owned().ok()?;
         let (of, size) = (gpu.clone(), usize::try_from(bytes).ok()?);
-        let made = spawn_blocking(move || Stage::new(&of, size)).await.ok()?;
-        let stage = made.map_err(|error| tracing::debug!(%error, "no stage")).ok()?;
+        // It counts also where nobody waits for it any more.
+        let made = spawn_blocking(move || Stage::new(&of, size).map(|stage| (stage, room))).await.ok()?;
+        let (stage, room) = made.map_err(|error| tracing::debug!(%error, "no stage")).ok()?;
         let (gpu, runtime) = (gpu.clone(), Handle::current());
-        Some(LentStage {
-            stage: Some(stage),
-            gpu,
-            lent: HashMap::new(),
-            unsure: Vec::new(),
-            runtime,
-            room: Some(room),
-        })
+        Some(LentStage { stage: Some(stage), gpu, holders: Mutex::default(), runtime, room: Some(room) })
     }
 
     fn rest(&self, device: DeviceId, generation: Generation, limit: Duration) {
@@ -262,12 +313,19 @@ impl NamespaceClient {
         if bytes > MAX_STAGE_BYTES {
             return None;
         }
-        let mut lent = stages.take(gpu, bytes).await?;
-        let mut is_lent = false;
-        for (device, generation) in able {
-            let is_known = lent.lent.get(&device).is_some_and(|lent| lent.generation == generation);
-            is_lent |= is_known || shared.lend(stages, &map, (device, generation), &mut lent).await;
-        }
+        let limit = self.limit() / PART_OF_LIMIT;
+        let Ok(taken) = timeout(limit, stages.take(gpu, bytes)).await else {
+            tracing::debug!("a GPU was not done in time with a stage");
+            count(&shared.counters.stage_fallbacks, 1);
+            able.iter().for_each(|(device, generation)| stages.rest(*device, *generation, REST));
+            return None;
+        };
+        let lent = taken?;
+        let loan = lent.stage.as_ref().map(Stage::loan)?;
+        let loan = StageLoan { handle: loan.handle, offset: loan.offset, bytes: loan.bytes };
+        let deadline = Instant::now() + OPEN_LIMIT.min(limit);
+        let lend = |to| shared.lend((stages, &map), to, (&lent, &loan), deadline);
+        let is_lent = run_all(able.into_iter().map(lend).collect()).await.contains(&true);
         let lease =
             StageLease { stages: stages.clone(), lent: Some(lent), is_in_use: AtomicBool::new(false) };
         is_lent.then_some(lease)
@@ -290,21 +348,25 @@ impl NamespaceClient {
 }
 
 impl Shared {
-    /// Lends a stage to a device, if its node takes it.
+    /// Lends a stage to a device, if its node takes it or has it already.
     async fn lend(
         self: &Arc<Self>,
-        stages: &Stages,
-        map: &ClusterMap,
+        (stages, map): (&Stages, &ClusterMap),
         (device, generation): (DeviceId, Generation),
-        lent: &mut LentStage,
+        (lent, loan): (&LentStage, &StageLoan),
+        deadline: Instant,
     ) -> bool {
-        if let Some(old) = lent.lent.remove(&device) {
+        {
+            let mut holders = lent.holders();
+            if holders.lent.get(&device).is_some_and(|lent| lent.generation == generation) {
+                return true;
+            }
             // Of an earlier start, which may not have ended.
-            lent.unsure.push(old.visit);
+            let old = holders.lent.remove(&device).map(|old| old.visit);
+            holders.unsure.extend(old);
         }
-        let deadline = Instant::now() + OPEN_LIMIT;
         let request = DataRequest::Lend(LendRequest { epoch: map.epoch, device, host: stages.host });
-        let offer = match self.call_from(Level::LINKS, map, device, &request, None, deadline).await {
+        let offer = match self.call_from(Level::DAYS, map, device, &request, None, deadline).await {
             Ok(Some(DataReply::Shared { answer: ShareAnswer::Offered(offer), .. })) => offer,
             Ok(Some(DataReply::Shared {
                 answer: ShareAnswer::Not(NotShared::Elsewhere | NotShared::Nothing),
@@ -320,21 +382,14 @@ impl Shared {
                 return false;
             }
         };
-        let Some(loan) = lent.stage.as_ref().map(Stage::loan) else { return false };
-        let loan = StageLoan { handle: loan.handle, offset: loan.offset, bytes: loan.bytes };
-        let taken = match Visit::lend(&offer, &loan, OPEN_LIMIT).await {
-            Ok(mut visit) => match visit.taken(OPEN_LIMIT).await {
-                Ok(()) => Ok(visit),
-                Err(error) => {
-                    lent.unsure.push(visit);
-                    Err(error)
-                }
-            },
+        let left = || deadline.saturating_duration_since(Instant::now());
+        let taken = match Visit::lend(&offer, loan, left()).await {
+            Ok(visit) => Shown { visit: Some(visit), lent }.taken(left()).await,
             Err(error) => Err(error),
         };
         match taken {
             Ok(visit) => {
-                lent.lent.insert(device, Lent { generation, pass: offer.pass, visit });
+                lent.holders().lent.insert(device, Lent { generation, pass: offer.pass, visit });
                 true
             }
             Err(error) => {

@@ -133,6 +133,11 @@ impl GpuFrame {
         self.device.loss().is_none()
     }
 
+    /// Says whether a GPU reads it by itself.
+    pub(crate) fn is_reached_by(&self, gpu: &CudaDevice) -> bool {
+        gpu.reaches_frame(&self.frame).unwrap_or(false)
+    }
+
     /// Has its bytes come to the host's memory. None when they do not come in time; the room is then given back when the GPU has let go of
     /// the memory.
     ///
@@ -215,11 +220,17 @@ impl FreshGpu {
         Some(pieces.into_iter().zip(frames).map(of_block).collect())
     }
 
-    /// Has a sealed frame's bytes come, of this GPU or of one that it reaches, and calls `done` when they are there, or are not.
-    pub(crate) fn take(self, from: GpuFrame, done: impl FnOnce(Option<FreshGpu>) + Send + 'static) {
+    /// Has a sealed frame's bytes come, of this GPU or of one that it reaches, and calls `done` when they are there, or are not; `with` is
+    /// dropped after the frame.
+    pub(crate) fn take<T: Send + 'static>(
+        self,
+        from: GpuFrame,
+        with: T,
+        done: impl FnOnce(Option<(FreshGpu, T)>) + Send + 'static,
+    ) {
         let (device, own) = (self.device.clone(), self.device);
-        device.take(from.frame, self.frame, move |ended| {
-            done(ended.ok().map(|frame| FreshGpu { device: own, frame, here: None }));
+        device.take_with(from.frame, self.frame, with, move |ended| {
+            done(ended.ok().map(|(frame, with)| (FreshGpu { device: own, frame, here: None }, with)));
         });
     }
 

@@ -232,6 +232,28 @@ struct Write {
     ticket: WriteTicket,
 }
 
+/// Writes whose guards a thread has that a GPU keeps waiting. Who waits for it no longer, or is cancelled, gives them up: their guards go when
+/// the GPU comes back, and until then their blocks can be stored elsewhere.
+#[derive(Default)]
+pub(crate) struct UnderWay(Vec<(WriteTicket, Returns)>);
+
+impl UnderWay {
+    pub(crate) fn add(&mut self, guard: &WriteGuard) {
+        self.0.extend(guard.write.as_ref().map(|write| (write.ticket, guard.returns.clone())));
+    }
+
+    /// Hears that the thread has let go of them.
+    pub(crate) fn end(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.drain(..).for_each(|(ticket, returns)| returns.push(Return::GivenUp(ticket)));
+    }
+}
+
 impl WriteGuard {
     pub(crate) fn new(
         frame: Fresh,
@@ -286,26 +308,33 @@ impl WriteGuard {
     /// Has the bytes of another frame come to its own, both on GPUs of this process. None where they do not, or not in time.
     pub(crate) async fn filled_from(mut self, from: GpuFrame) -> Option<WriteGuard> {
         let on_gpu = |write: &mut Write| matches!(write.frame, Fresh::Gpu(_));
+        let mut under_way = UnderWay::default();
+        under_way.add(&self);
         let Write { frame, header, ticket } = self.write.take_if(on_gpu)?;
         let Fresh::Gpu(frame) = frame else { return None };
         let (tell, told) = oneshot::channel();
         let (limit, returns) = (frame.limit(), self.returns.clone());
-        frame.take(from, move |taken| match taken {
-            // Nobody may be waiting: then its write is over.
-            Some(frame) => drop(tell.send(WriteGuard::new(Fresh::Gpu(frame), header, ticket, returns))),
-            None => returns.push(Return::Write(ticket)),
+        // The copy has the frame, after it is no more waited for too: the write is over when it lets go of that.
+        let over = Unwritten(Some((ticket, returns)));
+        frame.take(from, over, move |taken| {
+            if let Some((frame, mut over)) = taken
+                && let Some((ticket, returns)) = over.0.take()
+            {
+                // Nobody may be waiting: then its write is over.
+                let _ = tell.send(WriteGuard::new(Fresh::Gpu(frame), header, ticket, returns));
+            }
         });
-        timeout(limit, told).await.ok()?.ok()
+        let filled = timeout(limit, told).await.ok()?.ok()?;
+        under_way.end();
+        Some(filled)
     }
 
     /// Takes the digests of frames that were written on their GPU, there. None when it does not give them in time.
     pub(crate) async fn digests_on_gpu(guards: Vec<WriteGuard>) -> Option<(Vec<WriteGuard>, Vec<u64>)> {
         let Fresh::Gpu(first) = &guards.first()?.write.as_ref()?.frame else { return None };
         let limit = first.limit();
-        let under_way: Vec<(WriteTicket, Returns)> = guards
-            .iter()
-            .filter_map(|guard| Some((guard.write.as_ref()?.ticket, guard.returns.clone())))
-            .collect();
+        let mut under_way = UnderWay::default();
+        guards.iter().for_each(|guard| under_way.add(guard));
         let work = move || {
             let frames: Option<Vec<&FreshGpu>> = guards
                 .iter()
@@ -317,11 +346,8 @@ impl WriteGuard {
             let digests = FreshGpu::digests(&frames?)?;
             Some((guards, digests))
         };
-        let Ok(taken) = timeout(limit, spawn_blocking(work)).await else {
-            // Their guards go when the GPU comes back.
-            under_way.into_iter().for_each(|(ticket, returns)| returns.push(Return::GivenUp(ticket)));
-            return None;
-        };
+        let taken = timeout(limit, spawn_blocking(work)).await.ok()?;
+        under_way.end();
         taken.ok()?
     }
 
@@ -367,6 +393,17 @@ impl Drop for WriteGuard {
         if let Some(Write { frame, ticket, .. }) = self.write.take() {
             drop(frame);
             self.returns.push(Return::Write(ticket));
+        }
+    }
+}
+
+/// A write whose frame a copy has. Dropped after that, it has ended without a block.
+struct Unwritten(Option<(WriteTicket, Returns)>);
+
+impl Drop for Unwritten {
+    fn drop(&mut self) {
+        if let Some((ticket, returns)) = self.0.take() {
+            returns.push(Return::Write(ticket));
         }
     }
 }

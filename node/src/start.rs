@@ -381,12 +381,13 @@ fn spawn_device(
         hash_seed: RandomState::new().hash_one(at),
     };
     let arbiter = runtime.arbiter(&format!("device-{at}"))?;
+    let gpu = memory.gpu();
     let (memory, store, view, io) = (memory.clone(), store.clone(), view.clone(), runtime.io().clone());
     let index = u16::try_from(at).expect("a node has few devices");
     let make = move || {
         DeviceCore::new(index, shard.clone(), memory.clone(), store.clone(), view.clone(), io.clone())
     };
-    Ok(Device::start(spawn, &arbiter, tuning.batch_delay, make))
+    Ok(Device::start(spawn, &arbiter, tuning.batch_delay, gpu, make))
 }
 
 fn introduce(

@@ -99,7 +99,7 @@ pub enum DataRequest {
     Receive(ReceiveRequest),
     /// What one GPU says to another about the pair of both. Answered by [`DataReply::Heard`].
     Pair(PairRequest),
-    /// May I lend you memory of a GPU's? From [`crate::Level::LINKS`] on, as the next two. Answered by [`DataReply::Shared`].
+    /// May I lend you memory of a GPU's? From [`crate::Level::DAYS`] on, as the next two. Answered by [`DataReply::Shared`].
     Lend(LendRequest),
     /// Take these blocks from a stage. Answered by [`DataReply::Stored`], or refused with [`crate::WireError::NotCarried`].
     Gather(Box<StagedStore>),

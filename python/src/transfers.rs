@@ -26,6 +26,9 @@ pub(crate) async fn fetch(
         let mut came: Vec<Option<FetchOutcome>> = vec![None; window.len()];
         if let Some((lease, room)) = &stage {
             for part in parts(&window, *room) {
+                if lease.is_spent() {
+                    break;
+                }
                 let names_of = named(&part);
                 let loaded = within().fetch_staged(names, names_of, lease).await?;
                 lent.take_off(lease, &part, |at| loaded[at].is_some())?;
@@ -63,6 +66,10 @@ pub(crate) async fn store(
         let mut stored: Vec<Option<StoreOutcome>> = vec![None; window.len()];
         if let Some((lease, room)) = &stage {
             for part in parts(&window, *room) {
+                // A node may take it still for what was on it before.
+                if lease.is_spent() {
+                    break;
+                }
                 let names_of = named(&part);
                 lent.put_on(lease, &part)?;
                 let taken = within().store_staged(names, names_of, lease, options).await?;

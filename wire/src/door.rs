@@ -226,10 +226,10 @@ impl Visit {
         Ok(stream)
     }
 
-    /// Waits until the other end has gone: its memory is nobody's then but who looks at it.
+    /// Waits until the other end has gone: its memory is nobody's then but who looks at it. What it says is no end.
     pub async fn ended(&mut self) {
         // An error is an end too.
-        let _ = self.stream.read(&mut [0]).await;
+        while self.stream.read(&mut [0; 64]).await.is_ok_and(|bytes| bytes > 0) {}
     }
 }
 
@@ -389,6 +389,23 @@ mod tests {
         assert!(!taking.is_finished(), "what was lent may be used still");
         drop(guest);
         taking.await.expect("it ends");
+    }
+
+    #[tokio::test]
+    async fn a_stage_that_is_taken_after_its_lender_has_gone_is_waited_for() {
+        let door = Door::open().expect("sockets are to be had");
+        let offer = offer(&door);
+        let loan = StageLoan { handle: [3; 64], offset: 1, bytes: 2 };
+        let lending = tokio::spawn(async move { Visit::lend(&offer, &loan, LIMIT).await });
+        let mut guest = door.accept().await.expect("it is of the same user");
+        guest.pass(LIMIT).await.expect("it shows one");
+        guest.loan(LIMIT).await.expect("it shows it");
+        let mut visit = lending.await.expect("it ends").expect("it is shown");
+        guest.take(LIMIT).await.expect("it listens");
+        let waited = timeout(Duration::from_millis(50), visit.ended()).await;
+        waited.expect_err("that it is taken is no end");
+        drop(guest);
+        visit.take_back().await;
     }
 
     #[tokio::test]

@@ -259,6 +259,15 @@ impl CudaDevice {
         self.beside(theirs.slab()).map(|lane| lane.is_some())
     }
 
+    /// As [`CudaDevice::reaches`], of the memory that a frame lies in; its own too.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn reaches_frame(&self, frame: &ReadFrame<GpuSlab>) -> Result<bool, DeviceError> {
+        let (slab, _) = frame.span();
+        Ok(Arc::ptr_eq(slab.gpu(), &self.gpu) || self.beside(slab)?.is_some())
+    }
+
     /// Copies a sealed frame's bytes, of this GPU or of one that it reaches, into a frame of this one's, and calls `done` as
     /// [`CudaDevice::upload`] does. The source is let go of before that.
     pub fn take(
@@ -266,6 +275,18 @@ impl CudaDevice {
         from: ReadFrame<GpuSlab>,
         to: WriteFrame<GpuSlab>,
         done: impl FnOnce(Result<WriteFrame<GpuSlab>, DeviceError>) + Send + 'static,
+    ) {
+        self.take_with(from, to, (), move |ended| done(ended.map(|(to, ())| to)));
+    }
+
+    /// As [`CudaDevice::take`], with something that lasts as long as the frame: it is dropped after that, which may be long after `done` was
+    /// told that a GPU is lost.
+    pub fn take_with<T: Send + 'static>(
+        &self,
+        from: ReadFrame<GpuSlab>,
+        to: WriteFrame<GpuSlab>,
+        with: T,
+        done: impl FnOnce(Result<(WriteFrame<GpuSlab>, T), DeviceError>) + Send + 'static,
     ) {
         let (slab, offset) = from.span();
         let by = match Arc::ptr_eq(slab.gpu(), &self.gpu) {
@@ -280,11 +301,15 @@ impl CudaDevice {
         });
         let (lane, piece) = match piece {
             Ok((lane, piece)) => (lane, piece),
-            Err(error) => return done(Err(error)),
+            Err(error) => {
+                drop((to, with));
+                return done(Err(error));
+            }
         };
         let memory = move || {
             drop(from);
-            to
+            // Dropped in this order.
+            (to, with)
         };
         // SAFETY: nobody writes a sealed frame, and the other frame is the only handle on its bytes: both go into the job.
         unsafe { self.begin(lane, Ok(piece), memory, done) };

@@ -5,6 +5,7 @@
 use crate::actors::core::{DeviceCore, DeviceMessage};
 use crate::traffic::TrafficCounters;
 use crate::work::WorkCounters;
+use kvhive_gpu::cuda::CudaDevice;
 use kvhive_runtime::{Actor, AskError, Context, NamedArbiter, Reply, Sender, Spawn};
 use kvhive_spans::Span;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -18,6 +19,8 @@ const BETWEEN_TELLS: Duration = Duration::from_millis(1);
 pub(crate) struct Device {
     actor: Sender<DeviceMessage>,
     core: Arc<Mutex<DeviceCore>>,
+    /// Whose memory its device tier is, if it is a GPU's.
+    pub(crate) gpu: Option<Arc<CudaDevice>>,
     /// What is asked of it.
     pub(crate) work: Arc<WorkCounters>,
     /// What it is read and given.
@@ -31,6 +34,7 @@ impl Device {
         spawn: Spawn,
         arbiter: &NamedArbiter,
         tend_every: Duration,
+        gpu: Option<Arc<CudaDevice>>,
         mut make: impl FnMut() -> DeviceCore + Send + 'static,
     ) -> Device {
         let core = Arc::new(Mutex::new(make()));
@@ -43,7 +47,7 @@ impl Device {
             }
             DeviceActor { core: of_actor.clone(), tend_every, is_telling: false }
         });
-        Device { actor, core, work: Arc::default(), traffic: Arc::default() }
+        Device { actor, core, gpu, work: Arc::default(), traffic: Arc::default() }
     }
 
     /// Asks, by going in if nobody is, else by the mailbox.

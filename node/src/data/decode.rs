@@ -15,7 +15,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 /// A fetch waits this long for room among the blocks being decoded; then it is told to come back.
-const DECODING_WAIT: Duration = Duration::from_millis(100);
+pub(super) const DECODING_WAIT: Duration = Duration::from_millis(100);
 
 /// A block that is held to be sent.
 pub(super) enum Held {

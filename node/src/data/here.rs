@@ -1,7 +1,7 @@
 //! Copies between two devices of this node: stores like any other, whose bytes lie here already. Those of a GPU go from frame to frame where
 //! the other device's are a GPU's too.
 
-use crate::data::counters::{add, count};
+use crate::data::counters::add;
 use crate::data::payload::Slices;
 use crate::data::plane::DataPlane;
 use crate::data::receive::{all_on_gpu, not_carried};
@@ -9,10 +9,12 @@ use crate::data::traced;
 use crate::frames::GpuFrame;
 use crate::guards::WriteGuard;
 use futures_util::future::join_all;
+use kvhive_gpu::cuda::CudaDevice;
 use kvhive_protocol::data::{DataReply, DataRequest, StoreRequest};
 use kvhive_protocol::handshake::Role;
 use kvhive_protocol::{Level, MemberId, TraceContext, WireError};
 use kvhive_wire::{Fault, Peer};
+use std::sync::Arc;
 
 impl DataPlane {
     /// Does a store that another device of this node, which is `member`, asks for.
@@ -58,22 +60,28 @@ impl DataPlane {
         let request = DataRequest::Store(store);
         let span = traced::begin(self, peer, trace, &request);
         let DataRequest::Store(store) = request else { return Err(not_carried("it is no store")) };
-        count(&self.counters.stores);
         let (moved, given_by) = (store.moved, store.moved.then_some(store.epoch));
         let announced = store.blocks.iter().map(|block| block.header.payload_bytes);
         let bytes = announced.fold(0, u64::saturating_add);
-        if moved {
-            self.takes.pass(bytes).await;
-        }
         let task = self.check_store(store, bytes, peer)?.traced(span.context());
+        // Before room is made for them: where they do not, no batch is to cost a block its place in vain.
+        let gpu = self.device(task.device).and_then(|device| device.gpu.as_ref());
+        let reach = |gpu: &Arc<CudaDevice>| frames.iter().all(|frame| frame.is_reached_by(gpu));
+        if !gpu.is_some_and(reach) {
+            return Err(not_carried("the GPUs do not reach each other"));
+        }
         let reserved = self.reserve(&span, &task, given_by).await?;
         let guards = all_on_gpu(reserved).ok_or_else(|| not_carried("not all of it would go to the GPU"))?;
         let copies = guards.into_iter().zip(frames).map(|(guard, from)| guard.filled_from(from));
         let copied: Option<Vec<WriteGuard>> = join_all(copies).await.into_iter().collect();
-        let copied = copied.ok_or_else(|| not_carried("the GPUs do not reach each other, or not in time"))?;
+        let copied = copied.ok_or_else(|| not_carried("not all of it came in time"))?;
         let stored = self.settle_on_gpu(&span, task, copied).await;
         if stored.is_ok() {
             add(&self.counters.peer_bytes, bytes);
+            if moved {
+                // Only now: what does not come this way comes as a store, and passes then.
+                self.takes.pass(bytes).await;
+            }
         }
         stored
     }

@@ -4,11 +4,12 @@
 use crate::actors::core::{DeviceMessage, Reserved};
 use crate::data::check;
 use crate::data::counters::{add, count};
+use crate::data::decode::DECODING_WAIT;
 use crate::data::plane::DataPlane;
 use crate::data::store::{INFLIGHT_WAIT, Taken, landed};
 use crate::far::Unsound;
 use crate::ferrying::{Put, Putting, Taking, Took};
-use crate::guards::Lent;
+use crate::guards::{Lent, UnderWay};
 use crate::share::Staged;
 use kvhive_client::codec;
 use kvhive_protocol::block::Codec;
@@ -19,6 +20,8 @@ use kvhive_protocol::stage::{StagedFetch, StagedStore};
 use kvhive_protocol::{BlockHeader, DeviceId, Layout, WireError};
 use kvhive_spans::Span;
 use kvhive_wire::Peer;
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout};
 
@@ -46,18 +49,26 @@ impl DataPlane {
         let bytes = announced.fold(0, u64::saturating_add);
         let mut task = self.check_store(store, bytes, peer)?.traced(span.context());
         let staged = self.staged(device, &stage, &at, task.len(), &layout)?;
-        let room = self.inflight.clone().acquire_many_owned(self.permits(bytes));
+        // Frames in the host's memory are encoded by way of as much of it as their blocks have raw.
+        let raw = check::layout_bytes(&layout)?;
+        let most = bytes.max(raw.saturating_mul(at.len() as u64));
+        let room = self.inflight.clone().acquire_many_owned(self.permits(most));
         let Ok(Ok(room)) = timeout(INFLIGHT_WAIT, room).await else {
             return Err(WireError::busy("as many payload bytes as allowed are under way"));
         };
         let reserved = self.reserve(span, &task, None).await?;
-        let mut taking = Taking::new(staged, layout);
+        let here = self.device(device);
+        if let Some(here) = here {
+            here.work.stored();
+        }
+        let (mut taking, mut under_way) = (Taking::new(staged, layout), UnderWay::default());
         let mut receiving = span.part("gather and digest");
         receiving.note("kvhive.bytes", bytes);
         let mut taken: Vec<Option<Taken>> = Vec::with_capacity(reserved.len());
         for (number, (one, at)) in reserved.into_iter().zip(&at).enumerate() {
             taken.push(match one {
                 Reserved::Write(guard) => {
+                    under_way.add(&guard);
                     taking.add(number, guard, *at);
                     None
                 }
@@ -66,16 +77,28 @@ impl DataPlane {
             });
         }
         let limit = taking.limit();
-        let took = timeout(limit, spawn_blocking(move || taking.run())).await;
+        let room = Arc::new(room);
+        let held = room.clone();
+        let take = move || {
+            let took = taking.run();
+            drop(held);
+            took
+        };
+        let took = timeout(limit, spawn_blocking(take)).await;
+        if took.is_ok() {
+            under_way.end();
+        } else {
+            drop(under_way);
+        }
         let Took { written, present } = self.heeded(took)?;
-        let (mut fresh, traffic) = (0, self.device(device).map(|device| &device.traffic));
+        let mut fresh = 0;
         for (number, guard, digest) in written {
             let bytes = guard.header_bytes();
             task.learn_digest(number, digest);
             taken[number] = guard.verify_as(digest).map(Taken::Landing);
             fresh += bytes;
-            if let Some(traffic) = traffic {
-                traffic.stored(bytes);
+            if let Some(here) = here {
+                here.traffic.stored(bytes);
             }
         }
         for (number, lent, is_sound) in present {
@@ -153,13 +176,26 @@ impl DataPlane {
             }
         }
         let brought = self.bring(span, device, blocks).await;
+        let mut decoded: u64 = 0;
         for ((number, one), at) in brought.into_iter().enumerate().zip(&at) {
             if let Some(Ok(guard)) = one {
+                decoded += u64::from(guard.header().codec != Codec::Raw);
                 putting.add_near(number, guard, *at);
             }
         }
+        let raw = check::layout_bytes(&layout)?;
+        let permits = self.permits(raw.saturating_mul(decoded));
+        let permit = timeout(DECODING_WAIT, self.decoding.clone().acquire_many_owned(permits)).await;
+        let Ok(Ok(permit)) = permit else {
+            return Err(WireError::busy("as many blocks as allowed are being decoded"));
+        };
         let (mut scattering, limit) = (span.part("scatter"), putting.limit());
-        let put = timeout(limit, spawn_blocking(move || putting.run())).await;
+        let put = move || {
+            let put = putting.run();
+            drop(permit);
+            put
+        };
+        let put = timeout(limit, spawn_blocking(put)).await;
         let Put { there, damaged } = self.heeded(put)?;
         add(&self.counters.corrupt_blocks, damaged);
         let mut found = vec![Fetched::Miss; at.len()];
@@ -210,7 +246,10 @@ impl DataPlane {
         let bytes = check::layout_bytes(layout)?;
         let staged = self.sharing.as_ref().and_then(|sharing| sharing.stage(device.index, stage));
         let staged = staged.ok_or_else(|| not_carried("no such stage is lent"))?;
-        let is_there = |at: &u64| at.is_multiple_of(bytes) && staged.ferry().has(*at, bytes);
+        // Each has its own.
+        let mut seen = BTreeSet::new();
+        let is_there =
+            |at: &u64| at.is_multiple_of(bytes) && staged.ferry().has(*at, bytes) && seen.insert(*at);
         if at.len() != blocks || !at.iter().all(is_there) {
             return Err(WireError::malformed(format_args!(
                 "{blocks} blocks have not all a place on the stage"

@@ -1,13 +1,17 @@
 //! By which way blocks get from device to device.
 
 use super::asker::{Block, kept};
-use super::gpu::{is_real, on_some_gpu, reach_each_other};
+use super::gpu::{hang, is_real, on_some_gpu, reach_each_other, release};
 use super::moves::place;
 use super::{KIB, Setup, eventually};
 use crate::NodeHandle;
+use crate::actors::core::DeviceMessage;
+use kvhive_cache::{ShardStats, Tier};
+use kvhive_gpu::cuda::Patience;
 use kvhive_protocol::data::Ack;
 use kvhive_protocol::{DeviceId, WireError};
 use serde_json::Value;
+use std::time::Duration;
 
 fn links(node: &NodeHandle) -> Vec<Value> {
     let report = serde_json::to_value(node.plane.replicator.links.report()).expect("it is plain");
@@ -88,7 +92,52 @@ async fn what_moves_between_gpus_of_one_node_goes_from_frame_to_frame() {
         assert_eq!(links(&node)[0]["transports"][0]["bytes"], bytes);
         node.settles("nobody reads or writes", |stats| stats.readers + stats.filling == 0).await;
         assert_eq!(node.counted(|counters| &counters.replication_failures), 0);
+        assert_eq!(node.counted(|counters| &counters.stores), 2, "the client's and the copy's");
+        let there = shard_stats_of(&node, 1).await;
+        assert_eq!((there.stored, there.abandoned), (8, 0), "no frame is taken in vain: {there:?}");
     }
+}
+
+async fn shard_stats_of(node: &NodeHandle, device: usize) -> ShardStats {
+    let load = |reply| DeviceMessage::Load { reply };
+    let (_, stats) = node.devices[device].ask(Duration::from_secs(5), load).await.expect("it answers");
+    stats
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_hangs_from_frame_to_frame_goes_by_the_hosts_memory_and_its_frame_is_nobodys_meanwhile() {
+    if is_real() {
+        return println!("SKIPPED: no real GPU hangs when it is told to");
+    }
+    let patience = Patience { copy: Duration::from_millis(200), stall: Duration::from_secs(3600) };
+    let (setup, _) = on_some_gpu();
+    let setup = Setup { devices: 2, gpus_apart: true, device_frames: 8, patience, ..setup };
+    let (coordinator, node) = setup.one().await;
+    let member = node.member().expect("it is a member");
+    let [old, new] = [0, 1].map(|index| DeviceId::new(member, index));
+    let mut client = node.ask().await;
+    place(&coordinator, client.slot, &[old, new], &[]);
+    eventually("the node serves by it", || coordinator.has_confirmed(member, coordinator.epoch())).await;
+    hang("cuMemcpyDtoDAsync_v2", 1);
+    let block = Block::new(1, 64 * KIB);
+    assert_eq!(client.store(std::slice::from_ref(&block), Ack::All).await, Ok(vec![kept(2)]));
+    assert_eq!(node.counted(|counters| &counters.peer_bytes), 0);
+    let there = shard_stats_of(&node, 1).await;
+    assert_eq!((there.given_up, there.filling, there.device.blocks), (1, 0, 1));
+    assert_eq!(node.inside.memories[1].free_frames(Tier::Device), 6, "the copy has one");
+    let mut other = node.ask().await;
+    other.device = new;
+    assert!(other.fetch(&[1]).await == Ok(vec![Some(block.bytes)]));
+    release();
+    eventually("the copy lets go of its frame", || node.inside.memories[1].free_frames(Tier::Device) == 7)
+        .await;
+    for _ in 0..1000 {
+        if shard_stats_of(&node, 1).await.given_up == 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("its write never ended: {:?}", shard_stats_of(&node, 1).await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -438,6 +438,13 @@ async fn whatever_fails_on_the_gpu_costs_a_stage_and_no_block() {
         let options = StoreOptions { codec: Some(Codec::Raw), ..StoreOptions::default() };
         let stored = blocks.store_staged(&own, 0..BLOCKS, &lease, options).await.expect("it is asked right");
         assert_eq!(stored, [None; BLOCKS], "{call}");
+        assert!(lease.is_spent(), "{call}: the node may use it still");
+        let next = blocks.store_staged(&own, 0..BLOCKS, &lease, options).await.expect("it is asked right");
+        assert_eq!(
+            (next, client.stats().stage_fallbacks),
+            (vec![None; BLOCKS], 1),
+            "{call}: nobody was asked"
+        );
         assert!(blocks.stage(&gpu, &own, 0..BLOCKS).await.is_none(), "{call}: it rests");
         store(&blocks, &own, 0, Codec::Raw).await;
         drop((lease, client, blocks));
@@ -447,6 +454,7 @@ async fn whatever_fails_on_the_gpu_costs_a_stage_and_no_block() {
         fail(call, 1, 1);
         let loaded = blocks.fetch_staged(&own, 0..BLOCKS, &lease).await.expect("it is asked right");
         assert_eq!(loaded, [None; BLOCKS], "{call}");
+        assert_eq!(fetch_staged(&blocks, &lease, &own).await, vec![None; BLOCKS], "{call}: nobody is asked");
         assert!(fetch(&blocks, &own).await == stored_so(0, Codec::Raw), "{call}");
         assert_eq!(client.stats().stage_fallbacks, 1);
         drop((lease, client, blocks));
@@ -475,11 +483,13 @@ async fn a_gpu_that_hangs_keeps_the_stage_and_its_client_goes_on() {
     let options = StoreOptions { codec: Some(Codec::Raw), ..StoreOptions::default() };
     let stored = blocks.store_staged(&own, 0..BLOCKS, &lease, options).await.expect("it is asked right");
     assert_eq!(stored, [None; BLOCKS]);
+    assert!(lease.is_spent());
     drop(lease);
     assert_eq!(stages(&node), 1, "it is open for as long as the GPU may use it");
+    // Nothing of the keys is under way any more, whatever the GPU does with the frames.
+    store(&blocks, &own, 0, Codec::Raw).await;
     release();
     eventually("it is closed then", || stages(&node) == 0).await;
-    store(&blocks, &own, 0, Codec::Raw).await;
     assert!(fetch(&blocks, &own).await == stored_so(0, Codec::Raw));
     assert_eq!(client.stats().stage_fallbacks, 1);
     is_settled(&node).await;
