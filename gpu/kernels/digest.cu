@@ -107,6 +107,30 @@ __device__ inline void add(Two& sums, const Two& read, u64 first_secret, u64 sec
     sums.second += read.first + (second & 0xFFFFFFFF) * (second >> 32);
 }
 
+// Stripes that a lane reads before it adds up any: so many reads are under way at the same time.
+constexpr u32 AHEAD = 8;
+
+// What a lane adds of one section of a whole piece that begins at a multiple of 16 bytes. No read depends on where the piece ends.
+__device__ inline void add_section(Two& sums, u64 start, u32 count, u32 column, const u64* secret) {
+    const ulonglong2* words = (const ulonglong2*)start;
+    u64 word = secret[2 * column];
+#pragma unroll
+    for (u32 from = 0; from < SECTION / STRIPE; from += AHEAD) {
+        Two read[AHEAD];
+#pragma unroll
+        for (u32 ahead = 0; ahead < AHEAD; ahead++) {
+            const ulonglong2 two = words[(from + ahead) * (STRIPE / 16)];
+            read[ahead] = Two{two.x, two.y};
+        }
+#pragma unroll
+        for (u32 ahead = 0; ahead < AHEAD; ahead++) {
+            const u64 next = secret[2 * column + from + ahead + 1];
+            if (from + ahead < count) add(sums, read[ahead], word, next);
+            word = next;
+        }
+    }
+}
+
 // More than 240 bytes, by a warp.
 __device__ u64 digest_of_many(u64 from, u32 bytes, const u64* secret) {
     const u32 lane = threadIdx.x % 32, column = lane % 4, group = lane / 4;
@@ -118,12 +142,16 @@ __device__ u64 digest_of_many(u64 from, u32 bytes, const u64* secret) {
         const u32 section = half * 8 + group;
         const u32 count = section < last ? SECTION / STRIPE : section == last ? stripes : 0;
         const u64 start = from + section * SECTION + column * 16;
-        u64 word = secret[2 * column];
-#pragma unroll 4
-        for (u32 stripe = 0; stripe < SECTION / STRIPE; stripe++) {
-            const u64 next = secret[2 * column + stripe + 1];
-            if (stripe < count) add(of_sections[half], read(start + stripe * STRIPE), word, next);
-            word = next;
+        if (bytes == PIECE && (from & 15) == 0) {
+            add_section(of_sections[half], start, count, column, secret);
+        } else {
+            u64 word = secret[2 * column];
+#pragma unroll 1
+            for (u32 stripe = 0; stripe < count; stripe++) {
+                const u64 next = secret[2 * column + stripe + 1];
+                add(of_sections[half], read(start + stripe * STRIPE), word, next);
+                word = next;
+            }
         }
         if (section == last) {
             const u32 at = 192 - STRIPE - 7 + column * 16;
