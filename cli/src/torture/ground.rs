@@ -16,6 +16,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 /// How long a cluster may take until it is whole after a fault is over.
@@ -36,6 +37,10 @@ pub(super) struct Ground {
     isolation: Result<Isolation, String>,
     dir: PathBuf,
     stopped: BTreeSet<String>,
+    /// Who may end by itself, for what is done to it.
+    excused: BTreeSet<String>,
+    /// What has ended by itself and was not excused, with why, that nobody was told yet.
+    ended: Vec<String>,
     /// Nodes that have to be heard anew before the cluster can be whole: the map may know nothing yet of their end.
     renews: BTreeMap<String, Generation>,
     folder: Option<tempfile::TempDir>,
@@ -94,7 +99,16 @@ impl Ground {
         dir: PathBuf,
         folder: Option<tempfile::TempDir>,
     ) -> Ground {
-        Ground { cluster, isolation, dir, stopped: BTreeSet::new(), renews: BTreeMap::new(), folder }
+        Ground {
+            cluster,
+            isolation,
+            dir,
+            stopped: BTreeSet::new(),
+            excused: BTreeSet::new(),
+            ended: Vec::new(),
+            renews: BTreeMap::new(),
+            folder,
+        }
     }
 
     /// Starts the cluster that `kvhive up` made in `dir`.
@@ -198,7 +212,10 @@ impl Ground {
     /// When it does not run.
     pub(super) fn kill(&mut self, id: &str) -> Result<()> {
         self.stopped.remove(id);
-        self.cluster.kill(id)
+        if let Some(status) = self.cluster.kill(id)? {
+            self.note_end(id, status);
+        }
+        Ok(())
     }
 
     /// Ends a process in order.
@@ -206,6 +223,8 @@ impl Ground {
     /// # Errors
     /// When it does not run.
     pub(super) fn finish(&mut self, id: &str) -> Result<()> {
+        // What has ended already is started again, and told, before it is ended.
+        self.revive()?;
         self.cluster.end(id)
     }
 
@@ -265,13 +284,36 @@ impl Ground {
         self.cluster.pid(id)
     }
 
-    /// Says whether a process has ended by itself. It is not looked after any more then.
+    /// From now on until the cluster is whole again this process may end by itself, for what is done to it.
+    pub(super) fn excuse(&mut self, id: &str) {
+        self.excused.insert(id.to_owned());
+    }
+
+    /// Notes that a process has ended by itself.
+    fn note_end(&mut self, id: &str, status: ExitStatus) {
+        tracing::debug!(id, %status, "ended by itself");
+        if !self.excused.contains(id) {
+            let tail = self.cluster.log_tail(id);
+            let last = tail.lines().last().unwrap_or_default();
+            self.ended.push(format!("{id} ended ({status}); its log ends with: {last}"));
+        }
+    }
+
+    /// Tells what has ended by itself: each of them is counted.
+    pub(super) fn tell_ends(&mut self, shared: &Shared) {
+        for ended in std::mem::take(&mut self.ended) {
+            shared.figures().ended += 1;
+            shared.found(ended);
+        }
+    }
+
+    /// Says whether a process has ended by itself. It is not looked after any more then; others that have are started again.
     ///
     /// # Errors
     /// When the system does not say.
     pub(super) fn has_ended(&mut self, id: &str) -> Result<bool> {
         while let Some((ended, status)) = self.cluster.dead()? {
-            tracing::debug!(ended, %status, "ended by itself");
+            self.note_end(&ended, status);
             if ended != id {
                 self.cluster.respawn(&ended)?;
             }
@@ -284,22 +326,34 @@ impl Ground {
         self.renews.remove(id);
     }
 
-    /// Starts what ended by itself, and returns it with why.
+    /// Starts what ended by itself.
     ///
     /// # Errors
     /// When the system does not say, or it cannot be started.
-    pub(super) fn revive(&mut self) -> Result<Vec<String>> {
-        let mut ended = Vec::new();
+    fn revive(&mut self) -> Result<()> {
         while let Some((id, status)) = self.cluster.dead()? {
-            let tail = self.cluster.log_tail(&id);
-            let last = tail.lines().last().unwrap_or_default().to_owned();
+            self.note_end(&id, status);
             self.cluster.respawn(&id)?;
-            ended.push(format!("{id} ended ({status}); its log ends with: {last}"));
         }
-        Ok(ended)
+        Ok(())
     }
 
-    /// Waits until every process is there, every slot has all of its replicas and none of them lacks anything; what ends meanwhile is
+    /// Starts every process that is not there, whatever was done to it, and waits until somebody leads.
+    ///
+    /// # Errors
+    /// When a process cannot be started.
+    pub(super) fn complete(&mut self) -> Result<()> {
+        self.resume_all();
+        self.revive()?;
+        for id in [self.coordinators(), self.nodes()].concat() {
+            if self.cluster.pid(&id).is_none() {
+                self.cluster.respawn(&id)?;
+            }
+        }
+        self.leader().context("no coordinator leads").map(|_| ())
+    }
+
+    /// Waits until every process is there, every slot has all of its replicas and none of them lacks anything; what ends by itself is
     /// started again, and told. Says what is lacking if that takes too long.
     ///
     /// # Errors
@@ -309,22 +363,24 @@ impl Ground {
         shared: &Shared,
         runtime: &tokio::runtime::Runtime,
         load: &Load,
-    ) -> Result<(Result<(), String>, Vec<String>)> {
-        let (begun, mut ended) = (Instant::now(), Vec::new());
+    ) -> Result<Result<(), String>> {
+        let begun = Instant::now();
         loop {
-            ended.extend(self.revive()?);
+            self.revive()?;
+            self.tell_ends(shared);
             let lacking = match runtime.block_on(load.client().refresh()) {
                 Err(error) => format!("no map: {error}"),
                 Ok(map) => match self.lacking(&map).or_else(|| self.silent()) {
                     None => {
                         self.renews.clear();
-                        return Ok((Ok(()), ended));
+                        self.excused.clear();
+                        return Ok(Ok(()));
                     }
                     Some(lacking) => lacking,
                 },
             };
             if begun.elapsed() > HEAL_LIMIT || shared.is_interrupted() {
-                return Ok((Err(lacking), ended));
+                return Ok(Err(lacking));
             }
             std::thread::sleep(POLL);
         }
@@ -382,7 +438,7 @@ impl Ground {
         runtime: &tokio::runtime::Runtime,
         load: &Load,
     ) -> Result<()> {
-        match self.heal(shared, runtime, load)?.0 {
+        match self.heal(shared, runtime, load)? {
             Ok(()) => runtime.block_on(load.check_promises()),
             Err(lacking) => {
                 shared.figures().not_healed += 1;
