@@ -292,7 +292,7 @@ impl Cluster {
         self.dir.join("logs").join(format!("{id}.log"))
     }
 
-    /// Kills a process at once, as a crash would.
+    /// Kills a process at once, as a crash would. Returns how it had ended before, if it had.
     ///
     /// # Errors
     /// When there is no process of this id.

@@ -7,6 +7,7 @@ mod hosts;
 mod inject;
 mod isolated;
 mod load;
+mod made;
 mod rot;
 mod shared;
 
