@@ -19,7 +19,7 @@ pub use answers::{Answer, Asked, Oracle};
 pub use payload::{Label, Wrong};
 pub use plan::{Fault, Plan, Step};
 pub use random::Random;
-pub use report::{Figures, Report, Row};
+pub use report::{Figures, Hit, Outage, Report, Row};
 
 /// A time on the clock of whoever drives the cluster, in nanoseconds since it began.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]

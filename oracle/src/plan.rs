@@ -76,11 +76,6 @@ impl Fault {
         Fault::OF_PROCESSES.into_iter().chain(Fault::OF_HOSTS).find(|fault| fault.name() == name)
     }
 
-    /// Says whether a process may end by itself because of it.
-    pub fn may_end_processes(self) -> bool {
-        matches!(self, Fault::FullDisk | Fault::SyncError | Fault::PowerCut | Fault::LittleMemory)
-    }
-
     /// Returns its name in reports.
     pub fn name(self) -> &'static str {
         match self {

@@ -24,9 +24,9 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 mod begin;
@@ -292,15 +292,18 @@ impl Cluster {
         self.dir.join("logs").join(format!("{id}.log"))
     }
 
-    /// Kills a process at once, as a crash would.
+    /// Kills a process at once, as a crash would. Returns how it had ended before, if it had.
     ///
     /// # Errors
     /// When there is no process of this id.
-    pub(crate) fn kill(&mut self, id: &str) -> Result<()> {
+    pub(crate) fn kill(&mut self, id: &str) -> Result<Option<ExitStatus>> {
         let (_, mut child) = self.take(id)?;
+        let ended = child.try_wait()?;
         child.kill()?;
-        child.wait()?;
-        Ok(())
+        let status = child.wait()?;
+        // Between the two it may have ended, too.
+        Ok(ended
+            .or_else(|| (status.signal() != Some(rustix::process::Signal::KILL.as_raw())).then_some(status)))
     }
 
     /// Starts a process again that was killed or has ended.
@@ -417,7 +420,7 @@ impl Cluster {
     ///
     /// # Errors
     /// When the system does not say.
-    pub(crate) fn dead(&mut self) -> Result<Option<(String, std::process::ExitStatus)>> {
+    pub(crate) fn dead(&mut self) -> Result<Option<(String, ExitStatus)>> {
         let Some(at) = self.dead_now()? else { return Ok(None) };
         let (process, mut child) = self.children.remove(at);
         Ok(Some((process.id, child.wait()?)))

@@ -1,21 +1,22 @@
 //! The cluster that is broken: its processes, its folder, and when it is whole again.
 
-use super::isolated::{FOLDER, Isolation, probe, wrong_clock};
+use super::isolated::{Isolation, probe, wrong_clock};
 use super::load::{self, Load};
+use super::made::{LISTS, moved, prepared};
 use super::shared::Shared;
 use crate::admin::{Admin, Target};
 use crate::cluster::end::signal;
-use crate::cluster::local::{self, Begins, Cluster, Shape};
+use crate::cluster::local::{self, Begins, Cluster};
 use crate::trust;
 use anyhow::{Context, Result, bail};
 use kvhive_client::ClientConfig;
-use kvhive_config::{Bytes, ClusterConfig};
 use kvhive_oracle::Fault;
 use kvhive_protocol::{ClusterMap, Generation, MemberState};
 use rustix::process::Signal;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 /// How long a cluster may take until it is whole after a fault is over.
@@ -23,8 +24,6 @@ const HEAL_LIMIT: Duration = Duration::from_secs(60);
 /// The largest page of metrics.
 const METRICS_BYTES: usize = 8 << 20;
 const POLL: Duration = Duration::from_millis(100);
-/// Of the cluster of its own: short, so that nodes are stopped for longer than it in little time.
-const SERVING_LEASE: &str = "5s";
 /// How long a coordinator may take to answer, who may be stopped.
 const ANSWER_LIMIT: Duration = Duration::from_secs(3);
 
@@ -36,6 +35,10 @@ pub(super) struct Ground {
     isolation: Result<Isolation, String>,
     dir: PathBuf,
     stopped: BTreeSet<String>,
+    /// Who may end by itself, for what is done to it.
+    excused: BTreeSet<String>,
+    /// What has ended by itself and was not excused, with why, that nobody was told yet.
+    ended: Vec<String>,
     /// Nodes that have to be heard anew before the cluster can be whole: the map may know nothing yet of their end.
     renews: BTreeMap<String, Generation>,
     folder: Option<tempfile::TempDir>,
@@ -94,7 +97,16 @@ impl Ground {
         dir: PathBuf,
         folder: Option<tempfile::TempDir>,
     ) -> Ground {
-        Ground { cluster, isolation, dir, stopped: BTreeSet::new(), renews: BTreeMap::new(), folder }
+        Ground {
+            cluster,
+            isolation,
+            dir,
+            stopped: BTreeSet::new(),
+            excused: BTreeSet::new(),
+            ended: Vec::new(),
+            renews: BTreeMap::new(),
+            folder,
+        }
     }
 
     /// Starts the cluster that `kvhive up` made in `dir`.
@@ -198,7 +210,10 @@ impl Ground {
     /// When it does not run.
     pub(super) fn kill(&mut self, id: &str) -> Result<()> {
         self.stopped.remove(id);
-        self.cluster.kill(id)
+        if let Some(status) = self.cluster.kill(id)? {
+            self.note_end(id, status);
+        }
+        Ok(())
     }
 
     /// Ends a process in order.
@@ -206,6 +221,8 @@ impl Ground {
     /// # Errors
     /// When it does not run.
     pub(super) fn finish(&mut self, id: &str) -> Result<()> {
+        // What has ended already is started again, and told, before it is ended.
+        self.revive()?;
         self.cluster.end(id)
     }
 
@@ -265,13 +282,36 @@ impl Ground {
         self.cluster.pid(id)
     }
 
-    /// Says whether a process has ended by itself. It is not looked after any more then.
+    /// From now on until the cluster is whole again this process may end by itself, for what is done to it.
+    pub(super) fn excuse(&mut self, id: &str) {
+        self.excused.insert(id.to_owned());
+    }
+
+    /// Notes that a process has ended by itself.
+    fn note_end(&mut self, id: &str, status: ExitStatus) {
+        tracing::debug!(id, %status, "ended by itself");
+        if !self.excused.contains(id) {
+            let tail = self.cluster.log_tail(id);
+            let last = tail.lines().last().unwrap_or_default();
+            self.ended.push(format!("{id} ended ({status}); its log ends with: {last}"));
+        }
+    }
+
+    /// Tells what has ended by itself: each of them is counted.
+    pub(super) fn tell_ends(&mut self, shared: &Shared) {
+        for ended in std::mem::take(&mut self.ended) {
+            shared.figures().ended += 1;
+            shared.found(ended);
+        }
+    }
+
+    /// Says whether a process has ended by itself. It is not looked after any more then; others that have are started again.
     ///
     /// # Errors
     /// When the system does not say.
     pub(super) fn has_ended(&mut self, id: &str) -> Result<bool> {
         while let Some((ended, status)) = self.cluster.dead()? {
-            tracing::debug!(ended, %status, "ended by itself");
+            self.note_end(&ended, status);
             if ended != id {
                 self.cluster.respawn(&ended)?;
             }
@@ -284,22 +324,34 @@ impl Ground {
         self.renews.remove(id);
     }
 
-    /// Starts what ended by itself, and returns it with why.
+    /// Starts what ended by itself.
     ///
     /// # Errors
     /// When the system does not say, or it cannot be started.
-    pub(super) fn revive(&mut self) -> Result<Vec<String>> {
-        let mut ended = Vec::new();
+    fn revive(&mut self) -> Result<()> {
         while let Some((id, status)) = self.cluster.dead()? {
-            let tail = self.cluster.log_tail(&id);
-            let last = tail.lines().last().unwrap_or_default().to_owned();
+            self.note_end(&id, status);
             self.cluster.respawn(&id)?;
-            ended.push(format!("{id} ended ({status}); its log ends with: {last}"));
         }
-        Ok(ended)
+        Ok(())
     }
 
-    /// Waits until every process is there, every slot has all of its replicas and none of them lacks anything; what ends meanwhile is
+    /// Starts every process that is not there, whatever was done to it, and waits until somebody leads.
+    ///
+    /// # Errors
+    /// When a process cannot be started.
+    pub(super) fn complete(&mut self) -> Result<()> {
+        self.resume_all();
+        self.revive()?;
+        for id in [self.coordinators(), self.nodes()].concat() {
+            if self.cluster.pid(&id).is_none() {
+                self.cluster.respawn(&id)?;
+            }
+        }
+        self.leader().context("no coordinator leads").map(|_| ())
+    }
+
+    /// Waits until every process is there, every slot has all of its replicas and none of them lacks anything; what ends by itself is
     /// started again, and told. Says what is lacking if that takes too long.
     ///
     /// # Errors
@@ -309,22 +361,24 @@ impl Ground {
         shared: &Shared,
         runtime: &tokio::runtime::Runtime,
         load: &Load,
-    ) -> Result<(Result<(), String>, Vec<String>)> {
-        let (begun, mut ended) = (Instant::now(), Vec::new());
+    ) -> Result<Result<(), String>> {
+        let begun = Instant::now();
         loop {
-            ended.extend(self.revive()?);
+            self.revive()?;
+            self.tell_ends(shared);
             let lacking = match runtime.block_on(load.client().refresh()) {
                 Err(error) => format!("no map: {error}"),
                 Ok(map) => match self.lacking(&map).or_else(|| self.silent()) {
                     None => {
                         self.renews.clear();
-                        return Ok((Ok(()), ended));
+                        self.excused.clear();
+                        return Ok(Ok(()));
                     }
                     Some(lacking) => lacking,
                 },
             };
             if begun.elapsed() > HEAL_LIMIT || shared.is_interrupted() {
-                return Ok((Err(lacking), ended));
+                return Ok(Err(lacking));
             }
             std::thread::sleep(POLL);
         }
@@ -382,7 +436,7 @@ impl Ground {
         runtime: &tokio::runtime::Runtime,
         load: &Load,
     ) -> Result<()> {
-        match self.heal(shared, runtime, load)?.0 {
+        match self.heal(shared, runtime, load)? {
             Ok(()) => runtime.block_on(load.check_promises()),
             Err(lacking) => {
                 shared.figures().not_healed += 1;
@@ -408,71 +462,5 @@ impl Drop for Ground {
     fn drop(&mut self) {
         // A stopped process would not hear that it is to end.
         self.resume_all();
-    }
-}
-
-/// What is known of every file that is made here.
-const LISTS: &str = "a local cluster lists its nodes";
-
-/// Makes the folder of a cluster of its own, with the file that `write` makes of what it is to be.
-fn prepared(
-    write: impl FnOnce(&ClusterConfig) -> Result<String>,
-) -> Result<(tempfile::TempDir, ClusterConfig)> {
-    let folder = tempfile::Builder::new().prefix(&format!("{FOLDER}{}-", std::process::id())).tempdir()?;
-    let shape = Shape {
-        coordinators: 3,
-        nodes: 4,
-        devices: 1,
-        device_memory: Bytes(4 << 20),
-        host_memory: Bytes(2 << 20),
-        disk: Bytes(48 << 20),
-        block_size: Bytes(load::BLOCK as u64),
-        replicas: 2,
-        ..Shape::default()
-    };
-    local::prepare(folder.path(), Some(shape), false)?;
-    let file = folder.path().join(local::CONFIG_FILE);
-    let lease = [("KVHIVE_CLUSTER__SERVING_LEASE".to_owned(), SERVING_LEASE.to_owned())];
-    let config = ClusterConfig::from_toml(&std::fs::read_to_string(&file)?, lease)?;
-    std::fs::write(&file, write(&config)?)?;
-    Ok((folder, config))
-}
-
-/// Puts each process of a local cluster's file on a host of its own: of this machine, all of them, so that nobody else listens.
-fn moved(text: &str, host: impl Fn(&str) -> Option<String>) -> String {
-    let text = text.replace("insecure = \"refused\"", "insecure = \"allowed\"");
-    let mut own = None;
-    let mut out = String::new();
-    for line in text.lines() {
-        if let Some(id) = line.strip_prefix("id = \"").and_then(|rest| rest.strip_suffix('"')) {
-            own = host(id);
-        }
-        match &own {
-            Some(own) => out.push_str(&line.replace("127.0.0.1", own)),
-            None => out.push_str(line),
-        }
-        out.push('\n');
-    }
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_process_of_the_file_is_on_its_own_host() {
-        let config = kvhive_config::LocalCluster::default().config().expect("a right file");
-        let hosts: BTreeMap<&str, String> =
-            config.ids().enumerate().map(|(at, id)| (id, format!("10.1.2.{}", 10 + at))).collect();
-        let text = moved(&config.to_toml().expect(LISTS), |id| hosts.get(id).cloned());
-        let moved = ClusterConfig::from_toml(&text, std::iter::empty()).expect("a right file");
-        assert!(!text.contains("127.0.0.1"));
-        for one in &moved.coordinators {
-            assert_eq!((&one.host, one.raft.ip().to_string()), (&hosts[&*one.id], hosts[&*one.id].clone()));
-        }
-        for one in &moved.nodes {
-            assert_eq!((&one.host, one.data.ip().to_string()), (&hosts[&*one.id], hosts[&*one.id].clone()));
-        }
     }
 }

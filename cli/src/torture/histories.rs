@@ -113,10 +113,12 @@ impl Histories {
     }
 
     /// Waits until the callers have ended, as the run has.
-    pub(super) fn end(self) -> Ended {
+    pub(super) fn end(self, shared: &Shared) -> Ended {
         for caller in self.callers {
             // One that panicked has left its calls.
-            let _ = caller.join();
+            if caller.join().is_err() {
+                shared.found("a caller of the admin API panicked".to_owned());
+            }
         }
         Ended(self.calls)
     }
@@ -356,6 +358,14 @@ pub(super) fn remove(shared: &Shared, ground: &Ground, runtime: &tokio::runtime:
 mod tests {
     use super::*;
     use crate::problem::Refused;
+
+    #[test]
+    fn a_caller_that_panicked_is_found() {
+        let shared = Shared::new(1, 1);
+        let callers = vec![std::thread::spawn(|| {}), std::thread::spawn(|| panic!("on purpose"))];
+        Histories { calls: Arc::default(), callers }.end(&shared);
+        assert_eq!(shared.figures().findings, 1);
+    }
 
     #[test]
     fn what_is_refused_for_how_things_are_is_known_and_all_else_is_not() {

@@ -33,6 +33,7 @@ impl Injector<'_> {
             Fault::Slow => self.trouble(step, Trouble::Slow(SLOW_MBIT), gone, &format!("{SLOW_MBIT} Mbit/s")),
             Fault::FullDisk => {
                 let id = self.coordinator(step)?;
+                self.ground.excuse(&id);
                 self.disk(&id)?.fill()?;
                 let took = self.beat();
                 self.shared.rest(gone);
@@ -42,6 +43,7 @@ impl Injector<'_> {
             Fault::SyncError => self.fail_syncs(step),
             Fault::PowerCut => {
                 let id = self.coordinator(step)?;
+                self.ground.excuse(&id);
                 self.disk(&id)?.cut_power()?;
                 self.shared.rest(gone / 8);
                 // It may have ended by itself, as it should.
@@ -56,6 +58,7 @@ impl Injector<'_> {
                 let node = self.node(step)?;
                 let pid = self.ground.pid(&node).context("a node that does not run")?;
                 self.hurts(&node);
+                self.ground.excuse(&node);
                 let bytes = (1 + 7 * step.per_mille / 1000) << 20;
                 let group = Group::limit(pid, bytes)?;
                 self.shared.rest(gone);
@@ -125,6 +128,7 @@ impl Injector<'_> {
     fn fail_syncs(&mut self, step: Step) -> Result<String> {
         let id = self.coordinator(step)?;
         let pid = self.ground.pid(&id).context("a coordinator that does not run")?;
+        self.ground.excuse(&id);
         let errors = SyncErrors::begin(pid)?;
         let begun = Instant::now();
         let mut ended = false;

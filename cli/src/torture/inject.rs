@@ -3,9 +3,9 @@
 use super::ground::Ground;
 use super::load::{CLEAR_LIMIT, Clears, Load};
 use super::rot;
-use super::shared::{Hit, Shared};
+use super::shared::Shared;
 use anyhow::{Context, Result};
-use kvhive_oracle::{Fault, Plan, Random, Step};
+use kvhive_oracle::{Fault, Hit, Outage, Plan, Random, Step};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
@@ -30,8 +30,8 @@ pub(super) struct Injector<'a> {
     runtime: &'a tokio::runtime::Runtime,
     clears: Clears,
     random: Random,
-    /// How long there was no coordinator, of an outage that is not settled yet.
-    outage: Option<Duration>,
+    /// How often there was no coordinator.
+    outages: u32,
 }
 
 impl<'a> Injector<'a> {
@@ -43,7 +43,7 @@ impl<'a> Injector<'a> {
         clears: Clears,
     ) -> Injector<'a> {
         let random = Random::new(shared.seed).part(2);
-        Injector { ground, load, shared, runtime, clears, random, outage: None }
+        Injector { ground, load, shared, runtime, clears, random, outages: 0 }
     }
 
     /// Parts wanted faults into those that can be made here, and why the others cannot.
@@ -77,8 +77,9 @@ impl<'a> Injector<'a> {
             if self.shared.is_ending() || self.shared.elapsed() > until {
                 break;
             }
+            self.outages += u32::from(step.fault == Fault::KillCoordinators);
             self.shared.hits(match step.fault {
-                Fault::KillCoordinators => Hit::Outage,
+                Fault::KillCoordinators => Hit::Outage(self.outages),
                 fault if fault.spares_nodes() => Hit::Coordinators,
                 _ => Hit::Nodes,
             });
@@ -97,15 +98,7 @@ impl<'a> Injector<'a> {
     /// Waits until the cluster is whole, and looks for what was promised where nodes were hit.
     fn mend(&mut self, fault: Fault, what: &str) -> Result<()> {
         let begun = Instant::now();
-        let (healed, ended) = self.ground.heal(self.shared, self.runtime, self.load)?;
-        for ended in ended.into_iter().filter(|_| !fault.may_end_processes()) {
-            self.shared.figures().ended += 1;
-            self.shared.found(ended);
-        }
-        if let Some(outage) = self.outage.take() {
-            let (_, serving) = self.ground.leases();
-            self.shared.figures().settle_outage(outage.as_secs_f64(), serving.as_secs_f64());
-        }
+        let healed = self.ground.heal(self.shared, self.runtime, self.load)?;
         match healed {
             Ok(()) => {
                 let took = begun.elapsed().as_secs_f64();
@@ -158,7 +151,11 @@ impl<'a> Injector<'a> {
                     self.ground.start(id)?;
                 }
                 self.beat();
-                self.outage = Some(begun.elapsed() + RENEWAL);
+                let outage = Outage {
+                    took: (begun.elapsed() + RENEWAL).as_secs_f64(),
+                    serving_lease: self.ground.leases().1.as_secs_f64(),
+                };
+                self.shared.figures().outages.insert(self.outages, outage);
                 Ok(format!("{}, changes again after {:.2} s", all.join(", "), begun.elapsed().as_secs_f64()))
             }
             Fault::KillNode => {
@@ -222,6 +219,13 @@ impl<'a> Injector<'a> {
             self.shared.rest(AGAIN);
         }
         self.ground.resume(&node);
+        let mut figures = self.shared.figures();
+        if begun.elapsed() > past {
+            figures.pauses += 1;
+            figures.pauses_past_serving += u64::from(past == serving);
+            figures.clears_in_pauses += u64::from(past == serving && cleared == Some(true));
+        }
+        drop(figures);
         self.runtime.block_on(self.load.look_at_cleared());
         let said = match cleared {
             Some(true) => "a tenant was cleared meanwhile",

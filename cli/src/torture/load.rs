@@ -6,13 +6,14 @@ use kvhive_client::{
     Client, ClientConfig, FetchOutcome, NamespaceClient, Prefix, StoreOptions, StoreOutcome,
 };
 use kvhive_oracle::Label;
-use kvhive_oracle::{Answer, Random, payload};
+use kvhive_oracle::{Answer, Hit, Random, payload};
 use kvhive_protocol::data::Ack;
 use kvhive_protocol::{BlockHeader, BlockKey, Layout, PinMode, Reason};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 
 /// Bytes of a block.
 pub(super) const BLOCK: usize = 16 << 10;
@@ -22,6 +23,10 @@ pub(super) const DEPTH: usize = 8;
 pub(super) const READ_LIMIT: Duration = Duration::from_secs(2);
 /// What it may take longer than that.
 const LATE_AFTER: Duration = Duration::from_millis(100);
+/// A read that has not ended by then is given up, and is late.
+const NEVER: Duration = Duration::from_secs(10);
+/// How long clients may go on when the run has ended.
+const END_LIMIT: Duration = Duration::from_secs(20);
 /// Tenants of a run.
 pub(super) const TENANTS: u16 = 3;
 /// Its blocks are pinned, acknowledged by every replica and looked for after each fault.
@@ -55,6 +60,30 @@ pub(super) const CLEAR_LIMIT: Duration = Duration::from_secs(30);
 
 /// Asks for a clear, answered with whether it was acknowledged.
 pub(super) type Clears = mpsc::Sender<oneshot::Sender<bool>>;
+
+/// Clients that go on.
+pub(super) struct Clients(Vec<(&'static str, JoinHandle<()>)>);
+
+impl Clients {
+    /// Waits until they have ended, as the run has; one that has not in time, or that panicked, is told.
+    pub(super) async fn end(self, shared: &Shared) {
+        self.end_within(END_LIMIT, shared).await;
+    }
+
+    async fn end_within(self, limit: Duration, shared: &Shared) {
+        let until = tokio::time::Instant::now() + limit;
+        for (what, mut client) in self.0 {
+            match tokio::time::timeout_at(until, &mut client).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => shared.found(format!("a {what} failed: {error}")),
+                Err(_) => {
+                    client.abort();
+                    shared.found(format!("a {what} did not end within {limit:?}"));
+                }
+            }
+        }
+    }
+}
 
 /// The clients of a run.
 #[derive(Clone)]
@@ -157,19 +186,21 @@ impl Load {
         self.keys.get(&header.key).copied()
     }
 
-    /// Starts readers, writers and whoever clears. Returns how to ask for a clear.
-    pub(super) fn spawn(&self, runtime: &tokio::runtime::Runtime) -> Clears {
+    /// Starts readers, writers and whoever clears. Returns how to ask for a clear, and all of them.
+    pub(super) fn spawn(&self, runtime: &tokio::runtime::Runtime) -> (Clears, Clients) {
         let random = Random::new(self.shared.seed);
+        let mut clients = Vec::new();
         for reader in 0..READERS {
-            runtime.spawn(self.clone().reads(random.part(100 + reader), reader));
+            let reads = self.clone().reads(random.part(100 + reader), reader);
+            clients.push(("reader", runtime.spawn(reads)));
         }
         for writer in 0..WRITERS {
-            runtime.spawn(self.clone().writes(random.part(200 + writer)));
+            clients.push(("writer", runtime.spawn(self.clone().writes(random.part(200 + writer)))));
         }
-        runtime.spawn(self.clone().keeps());
+        clients.push(("writer", runtime.spawn(self.clone().keeps())));
         let (sender, receiver) = mpsc::channel(4);
-        runtime.spawn(self.clone().clears(random.part(300), receiver));
-        sender
+        clients.push(("caller of clears", runtime.spawn(self.clone().clears(random.part(300), receiver))));
+        (sender, Clients(clients))
     }
 
     /// Reads at random until the run ends, by connections of its own.
@@ -207,20 +238,21 @@ impl Load {
         came.iter().enumerate().any(|(at, came)| !came && oracle.is_promised(KEPT, name, at as u16))
     }
 
-    /// Asks again until what is promised of a prefix comes, and notes how long that took.
-    async fn measure_gap(&self, name: u32, begun: Instant, hit: u8) {
-        while begun.elapsed() < GAP_LIMIT && !self.shared.is_ending() {
+    /// Asks again until what is promised of a prefix comes, or it is given up, and notes how long that took.
+    async fn measure_gap(&self, name: u32, begun: Instant, hit: Hit) {
+        let mut is_over = false;
+        while !is_over && begun.elapsed() < GAP_LIMIT && !self.shared.is_ending() {
             tokio::time::sleep(AGAIN).await;
             let came = self.fetch(KEPT, name).await;
-            if !self.is_short(name, &came) {
-                let gap = begun.elapsed();
-                if gap > TOLD_GAP {
-                    self.shared
-                        .say(&format!("prefix {name} could not be read for {:.2} s", gap.as_secs_f64()));
-                }
-                return self.shared.gap(gap, hit);
-            }
+            is_over = !self.is_short(name, &came);
         }
+        let gap = begun.elapsed();
+        if gap > TOLD_GAP {
+            let since = if is_over { "" } else { " and not yet" };
+            self.shared
+                .say(&format!("prefix {name} could not be read for {:.2} s{since}", gap.as_secs_f64()));
+        }
+        self.shared.gap(gap, hit);
     }
 
     /// Fetches a prefix, judges every block that comes, and says which came.
@@ -231,11 +263,17 @@ impl Load {
         let mut targets: Vec<&mut [u8]> = memory.chunks_mut(BLOCK).collect();
         let asked = self.shared.oracle().fetch_begins(tenant, name);
         let begun = self.shared.elapsed();
-        let report = blocks.fetch_into(&prefix, 0..DEPTH, &mut targets).await;
+        let report = tokio::time::timeout(NEVER, blocks.fetch_into(&prefix, 0..DEPTH, &mut targets)).await;
         let took = self.shared.elapsed() - begun;
         let outcomes = match report {
-            Ok(report) => report.outcomes,
-            Err(error) => {
+            Ok(Ok(report)) => report.outcomes,
+            Err(_) => {
+                self.shared.figures().late_reads += 1;
+                self.shared
+                    .found(format!("a read had not ended after {NEVER:?}, its limit is {READ_LIMIT:?}"));
+                return vec![false; DEPTH];
+            }
+            Ok(Err(error)) => {
                 self.shared.found(format!("a fetch is refused by the client: {error}"));
                 return vec![false; DEPTH];
             }
@@ -428,5 +466,25 @@ impl Load {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_client_that_does_not_end_or_panics_is_found() {
+        let shared = Shared::new(1, 1);
+        let clients = Clients(vec![
+            ("writer", tokio::spawn(async {})),
+            ("reader", tokio::spawn(std::future::pending())),
+            ("writer", tokio::spawn(async { panic!("on purpose") })),
+        ]);
+        clients.end_within(Duration::from_millis(50), &shared).await;
+        let findings = shared.findings();
+        assert_eq!(shared.figures().findings, 2);
+        assert!(findings[0].contains("a reader did not end within 50ms"), "{findings:?}");
+        assert!(findings[1].contains("a writer failed"), "{findings:?}");
     }
 }

@@ -7,6 +7,7 @@ mod hosts;
 mod inject;
 mod isolated;
 mod load;
+mod made;
 mod rot;
 mod shared;
 
@@ -116,6 +117,7 @@ impl Torture {
         let shared = Arc::new(Shared::new(seed, load::TENANTS));
         let runtime = commands::runtime()?;
         shared.heed_signals(&runtime);
+        shared.watch_lag();
         shared.say(&format!("seed {seed}"));
         let ground = match &self.dir {
             Some(dir) => Ground::of(dir)?,
@@ -148,7 +150,7 @@ impl Torture {
         let config = ground.client_config()?;
         let load = runtime.block_on(Load::begin(shared, config))?;
         let histories = Histories::begin(shared, &ground, load.kept_tenant())?;
-        let clears = load.spawn(runtime);
+        let (clears, clients) = load.spawn(runtime);
         let mut wanted = self.only.clone();
         if wanted.is_empty() {
             wanted.extend(Fault::OF_PROCESSES);
@@ -156,6 +158,8 @@ impl Torture {
         }
         let mut injector = Injector::new(ground, &load, shared, runtime, clears);
         let (kinds, skipped) = injector.possible(wanted);
+        // What was asked for by name and cannot be made has not shown anything.
+        shared.figures().asked.extend(&self.only);
         for one in &skipped {
             shared.say(&format!("SKIPPED: {one}"));
         }
@@ -166,16 +170,23 @@ impl Torture {
         let interrupted = shared.is_interrupted();
         // Whatever came of it: the clients end first, then what was asked of them is judged.
         shared.end();
-        let calls = histories.end();
+        runtime.block_on(clients.end(shared));
+        let calls = histories.end(shared);
         let mut ground = injector.end();
-        done?;
-        if !interrupted {
-            ground.settle(shared, runtime, &load)?;
-        }
+        ground.tell_ends(shared);
+        let settled = done.and_then(|()| match interrupted {
+            true => Ok(()),
+            false => ground.settle(shared, runtime, &load),
+        });
         calls.judge(shared);
         if self.dir.is_some() {
+            // Also where it failed: what it has made is not to stay.
+            if let Err(error) = ground.complete() {
+                shared.say(&format!("the cluster is not complete: {error:#}"));
+            }
             histories::remove(shared, &ground, runtime, &load);
         }
+        settled?;
         let figures = shared.figures().clone();
         let told = Told {
             torture: Asked {

@@ -1,8 +1,8 @@
 //! What all parts of a run share: its clock, what is known of the cluster, and what was found.
 
-use kvhive_oracle::{At, Fault, Figures, Oracle};
+use kvhive_oracle::{At, Fault, Figures, Hit, Oracle};
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -14,17 +14,6 @@ const LAG_EVERY: Duration = Duration::from_millis(10);
 const LAG_SAMPLES: usize = 2000;
 const POLL: Duration = Duration::from_millis(20);
 
-/// Whom the present fault hits.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Hit {
-    /// Coordinators alone, or nobody.
-    Coordinators = 0,
-    /// Nodes, or the network.
-    Nodes = 1,
-    /// Every coordinator.
-    Outage = 2,
-}
-
 /// What is shared.
 pub(super) struct Shared {
     /// What the run's numbers come from.
@@ -33,10 +22,9 @@ pub(super) struct Shared {
     oracle: Mutex<Oracle>,
     figures: Mutex<Figures>,
     findings: Mutex<Vec<String>>,
-    faults: Mutex<BTreeMap<&'static str, u64>>,
     /// How late timers of this process were, and when.
     lags: Mutex<VecDeque<(Duration, Duration)>>,
-    hit: AtomicU8,
+    hit: Mutex<Hit>,
     ending: AtomicBool,
     interrupted: AtomicBool,
     next: AtomicU64,
@@ -56,9 +44,8 @@ impl Shared {
             oracle: Mutex::new(Oracle::new(tenants, 1)),
             figures: Mutex::default(),
             findings: Mutex::default(),
-            faults: Mutex::default(),
             lags: Mutex::default(),
-            hit: AtomicU8::new(Hit::Coordinators as u8),
+            hit: Mutex::new(Hit::Coordinators),
             ending: AtomicBool::new(false),
             interrupted: AtomicBool::new(false),
             next: AtomicU64::new(1),
@@ -101,6 +88,7 @@ impl Shared {
     /// Something is not as it has to be.
     pub(super) fn found(&self, text: String) {
         self.say(&format!("FOUND: {text}"));
+        self.figures().findings += 1;
         let mut findings = open(&self.findings);
         if findings.len() < MAX_FINDINGS {
             findings.push(format!("at {:.1} s: {text}", self.elapsed().as_secs_f64()));
@@ -113,31 +101,26 @@ impl Shared {
 
     /// A fault was made.
     pub(super) fn made(&self, fault: Fault) {
-        *open(&self.faults).entry(fault.name()).or_default() += 1;
+        *self.figures().faults.entry(fault).or_default() += 1;
     }
 
     pub(super) fn faults(&self) -> BTreeMap<&'static str, u64> {
-        open(&self.faults).clone()
+        self.figures().faults.iter().map(|(fault, count)| (fault.name(), *count)).collect()
     }
 
     /// Says whom the fault hits that comes.
     pub(super) fn hits(&self, hit: Hit) {
-        self.hit.store(hit as u8, Ordering::Relaxed);
+        *open(&self.hit) = hit;
     }
 
     /// For so long promised blocks could not be read, from this time on.
-    pub(super) fn gap(&self, gap: Duration, hit: u8) {
-        let mut figures = self.figures();
-        let gaps = match hit {
-            hit if hit == Hit::Nodes as u8 => &mut figures.gaps_nodes,
-            hit if hit == Hit::Outage as u8 => &mut figures.gaps_outage,
-            _ => &mut figures.gaps_coordinators,
-        };
-        gaps.push(gap.as_secs_f64());
+    pub(super) fn gap(&self, gap: Duration, hit: Hit) {
+        self.figures().gap(gap.as_secs_f64(), hit);
     }
 
-    pub(super) fn hit(&self) -> u8 {
-        self.hit.load(Ordering::Relaxed)
+    /// Returns whom the present fault hits.
+    pub(super) fn hit(&self) -> Hit {
+        *open(&self.hit)
     }
 
     /// Ends the clients.
@@ -172,11 +155,17 @@ impl Shared {
                 shared.end();
             }
         });
-        let shared = self.clone();
-        runtime.spawn(async move {
-            while !shared.is_ending() {
+    }
+
+    /// Sees how late the machine is, by a thread of its own: timers of the runtime are late by what its clients do, too. Ends with what
+    /// is shared, as reads are judged after the run has ended, too.
+    pub(super) fn watch_lag(self: &Arc<Self>) {
+        let shared = Arc::downgrade(self);
+        std::thread::spawn(move || {
+            loop {
                 let begun = Instant::now();
-                tokio::time::sleep(LAG_EVERY).await;
+                std::thread::sleep(LAG_EVERY);
+                let Some(shared) = shared.upgrade() else { return };
                 shared.note_lag(begun.elapsed().saturating_sub(LAG_EVERY));
             }
         });
@@ -222,5 +211,16 @@ mod tests {
         shared.gap(Duration::from_secs(1), shared.hit());
         let figures = shared.figures();
         assert_eq!((&figures.gaps_coordinators[..], &figures.gaps_nodes[..]), (&[0.5][..], &[1.0][..]));
+    }
+
+    #[test]
+    fn what_is_found_and_made_is_counted() {
+        let shared = Shared::new(1, 1);
+        for _ in 0..=MAX_FINDINGS {
+            shared.found("nothing".to_owned());
+        }
+        shared.made(Fault::KillNode);
+        assert_eq!((shared.figures().findings, shared.findings().len()), (41, MAX_FINDINGS));
+        assert_eq!(shared.faults(), BTreeMap::from([("kill-node", 1)]));
     }
 }
