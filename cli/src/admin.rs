@@ -10,12 +10,14 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::cluster::local;
-use crate::problem::{Refused, Unanswered};
+use crate::problem::Refused;
 use crate::trust;
+use nobody::Nobody;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use wait::Wait;
 
 mod follow;
+mod nobody;
 mod wait;
 
 pub(crate) use follow::Followed;
@@ -464,25 +466,6 @@ impl Admin {
             return Err(Refused::new(format!("{url} answered {status}: {message}"), &text).into());
         }
         Ok(Err(nobody))
-    }
-}
-
-/// What all said where none did what was asked.
-#[derive(Default)]
-struct Nobody {
-    failures: Vec<String>,
-    /// The answer of the last one who can do nothing now.
-    refused: Option<String>,
-}
-
-impl Nobody {
-    /// Makes an error of it. Who and why is in its first line: it is all that many show.
-    fn told(self, who: &str) -> anyhow::Error {
-        let failures = self.failures.join("; ");
-        match self.refused {
-            Some(text) => Refused::new(format!("no {who} does it now: {failures}"), &text).into(),
-            None => Unanswered(format!("no {who} answered: {failures}")).into(),
-        }
     }
 }
 

@@ -11,6 +11,7 @@ use crate::recall::{RecallRequest, Recalled};
 use crate::share::{CarryRequest, DoneRequest, LookRequest, Looked, ShareAnswer, ShareRequest};
 use crate::stage::{LendRequest, StagedFetch, StagedStore};
 use crate::strategy::StrategyReport;
+use crate::survey::{SurveyRequest, Surveyed};
 use crate::trace::{TraceAnswer, TraceRequest};
 use crate::watch::{WatchAnswer, WatchRequest};
 use serde::{Deserialize, Serialize};
@@ -300,30 +301,6 @@ pub struct StrategiesRequest {
     pub device: DeviceId,
     /// Those that choose among ways to rank shall do so now, by the evidence at hand, instead of in their own time.
     pub adjust: bool,
-}
-
-/// See [`DataRequest::Survey`].
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct SurveyRequest {
-    /// The asker's map.
-    pub epoch: Epoch,
-    /// The device asked.
-    pub device: DeviceId,
-    /// Whose blocks.
-    pub tenant: TenantId,
-    /// Segments, as in [`MatchRequest::runs`].
-    pub runs: Vec<Run>,
-    /// The blocks' keys, run after run; at most [`MAX_KEYS_PER_MATCH`].
-    pub keys: KeyList,
-}
-
-/// What is covered of one run, from its start, without a gap.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
-pub struct Surveyed {
-    /// Blocks of it.
-    pub covered: u32,
-    /// Those of them that are in memory; the others are on disk.
-    pub in_memory: u32,
 }
 
 /// One block of a [`StoreRequest`].

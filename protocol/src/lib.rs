@@ -37,6 +37,7 @@ pub mod scaling;
 pub mod share;
 pub mod stage;
 pub mod strategy;
+pub mod survey;
 pub mod tenant;
 pub mod trace;
 pub mod watch;

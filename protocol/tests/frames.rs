@@ -8,7 +8,6 @@ use kvhive_protocol::control::{
 use kvhive_protocol::data::{
     About, Accept, Ack, DataReply, DataRequest, FetchRequest, Fetched, Hint, MatchRequest, PairRequest,
     ReceiveRequest, Refusal, ReleaseRequest, Run, StoreBlock, StoreRequest, Stored, StrategiesRequest,
-    SurveyRequest, Surveyed,
 };
 use kvhive_protocol::error::WireError;
 use kvhive_protocol::explain::{Departure, ExplainRequest, Explained, Lapse, Since};
@@ -25,6 +24,7 @@ use kvhive_protocol::share::{
 };
 use kvhive_protocol::stage::{LendRequest, StagedFetch, StagedStore};
 use kvhive_protocol::strategy::{ChoiceReport, Estimate, Reason, StrategyReport};
+use kvhive_protocol::survey::{SurveyRequest, Surveyed};
 use kvhive_protocol::trace::{Fact, Span, SpanId, SpanKind, TraceAnswer, TraceAsk, TraceRequest};
 use kvhive_protocol::watch::{BlockEvent, BlockTier, Gone, WatchAnswer, WatchAsk, WatchRequest};
 use kvhive_protocol::*;

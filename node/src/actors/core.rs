@@ -14,9 +14,10 @@ use kvhive_cache::{
     BlockId, CopyVerdict, Displacing, Effect, Listed, Reserve, Shard, ShardConfig, ShardStats, Tenure, Tier,
 };
 use kvhive_protocol::control::DeviceLoad;
-use kvhive_protocol::data::{About, Hint, Refusal, Run, StoreBlock, Surveyed};
+use kvhive_protocol::data::{About, Hint, Refusal, Run, StoreBlock};
 use kvhive_protocol::explain::Explained;
 use kvhive_protocol::strategy::StrategyReport;
+use kvhive_protocol::survey::Surveyed;
 use kvhive_protocol::watch::{Gone, WatchAnswer, WatchAsk};
 use kvhive_protocol::{BlockHeader, BlockKey, ClusterId, DeviceId, Epoch, KeyList, Slot, TenantId};
 use kvhive_runtime::Reply;

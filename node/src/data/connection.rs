@@ -13,7 +13,7 @@ use crate::view::Serving;
 use kvhive_cache::member;
 use kvhive_protocol::data::{
     DataReply, DataRequest, MAX_KEYS_PER_MATCH, MAX_KEYS_PER_RELEASE, MatchRequest, PairRequest,
-    ReleaseRequest, StrategiesRequest, SurveyRequest,
+    ReleaseRequest, StrategiesRequest,
 };
 use kvhive_protocol::explain::{ExplainRequest, MAX_KEYS_PER_EXPLAIN};
 use kvhive_protocol::frame::{FrameHeader, Kind};
@@ -21,6 +21,7 @@ use kvhive_protocol::handshake::Role;
 use kvhive_protocol::recall::RecallRequest;
 use kvhive_protocol::share::{LookRequest, NotShared, ShareAnswer, ShareRequest};
 use kvhive_protocol::stage::LendRequest;
+use kvhive_protocol::survey::SurveyRequest;
 use kvhive_protocol::trace::TraceRequest;
 use kvhive_protocol::watch::WatchRequest;
 use kvhive_protocol::{DeviceId, Epoch, TraceContext, WireError};

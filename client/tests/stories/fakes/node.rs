@@ -1,11 +1,12 @@
 //! A node without rules: it keeps what it is told, and answers honestly unless a story has put a turn in its way.
 
 use super::{CLUSTER, Nobody, PATIENCE, second};
-use kvhive_protocol::data::{DataReply, DataRequest, FetchRequest, Fetched, MatchRequest, Stored, Surveyed};
+use kvhive_protocol::data::{DataReply, DataRequest, FetchRequest, Fetched, MatchRequest, Stored};
 use kvhive_protocol::explain::{Explained, Since};
 use kvhive_protocol::frame::{Kind, encode_frame};
 use kvhive_protocol::handshake::TokenKey;
 use kvhive_protocol::share::{NotShared, ShareAnswer};
+use kvhive_protocol::survey::Surveyed;
 use kvhive_protocol::watch::BlockTier;
 use kvhive_protocol::{BlockHeader, BlockKey, DeviceId, Epoch, TraceContext, WireError};
 use kvhive_wire::{Connection, Listening};

@@ -2,7 +2,8 @@
 
 use super::{Scenario, TENANT, key};
 use kvhive_cache::policy::Strategy;
-use kvhive_protocol::data::{Run, Surveyed};
+use kvhive_protocol::data::Run;
+use kvhive_protocol::survey::Surveyed;
 use kvhive_protocol::{KeyList, Slot};
 use std::ops::Range;
 
