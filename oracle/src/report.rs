@@ -39,6 +39,8 @@ pub struct Figures {
     pub stale: u64,
     /// Promised blocks, looked for once the cluster was whole: how often one was.
     pub promises_checked: u64,
+    /// Blocks of which nothing was promised any more, because as much was broken as they stand.
+    pub promises_ended: u64,
     /// Of those, not found.
     pub lost: u64,
     /// Reads that took longer than their deadline, 100 ms, and as late as the machine itself was.
@@ -182,6 +184,7 @@ impl Figures {
         row("stored", self.blocks_stored as f64, "blocks", None);
         row("wrong bytes", self.wrong_bytes as f64, "blocks", none);
         row("promises checked", self.promises_checked as f64, "blocks", some);
+        row("promises ended by what was broken", self.promises_ended as f64, "blocks", None);
         row("lost acknowledged blocks", self.lost as f64, "blocks", none);
         row("clears acknowledged", self.clears as f64, "clears", some);
         row("stale answers after a clear", self.stale as f64, "blocks", none);

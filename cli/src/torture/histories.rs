@@ -182,24 +182,29 @@ impl Caller {
         std::thread::sleep(REST);
     }
 
-    fn note_tenant(&self, name: String, called: u64, is_known: bool, call: TenantCall) {
+    /// Notes a call of one kind of objects, which has returned now if its outcome is known.
+    fn note<C>(
+        &self,
+        of: fn(&mut Calls) -> &mut BTreeMap<String, Vec<Event<C>>>,
+        name: String,
+        (called, is_known): (u64, bool),
+        call: C,
+    ) {
         let returned = is_known.then(|| self.shared.tick());
         let mut calls = self.calls.lock().unwrap_or_else(|poison| poison.into_inner());
-        calls.tenants.entry(name.clone()).or_default().push(Event { called, returned, call });
+        of(&mut calls).entry(name.clone()).or_default().push(Event { called, returned, call });
         drop(calls);
         if !is_known {
             self.note_unknown(&name);
         }
     }
 
+    fn note_tenant(&self, name: String, called: u64, is_known: bool, call: TenantCall) {
+        self.note(|calls| &mut calls.tenants, name, (called, is_known), call);
+    }
+
     fn note_pin(&self, name: String, called: u64, is_known: bool, call: PinCall) {
-        let returned = is_known.then(|| self.shared.tick());
-        let mut calls = self.calls.lock().unwrap_or_else(|poison| poison.into_inner());
-        calls.pins.entry(name.clone()).or_default().push(Event { called, returned, call });
-        drop(calls);
-        if !is_known {
-            self.note_unknown(&name);
-        }
+        self.note(|calls| &mut calls.pins, name, (called, is_known), call);
     }
 
     fn call_tenant(&mut self, name: String) {

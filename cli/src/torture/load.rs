@@ -444,6 +444,8 @@ impl Load {
     /// Looks for every promised block. The cluster is whole.
     pub(super) async fn check_promises(&self) {
         let promised = self.shared.oracle().promised();
+        let ended = self.shared.oracle().voided();
+        self.shared.figures().promises_ended = ended;
         let mut names: Vec<u32> = promised.iter().map(|(_, name, _)| *name).collect();
         names.dedup();
         for name in names {

@@ -14,23 +14,19 @@ pub(crate) type Begins = BTreeMap<String, Begin>;
 pub(crate) struct Begin {
     /// Words before its command, which have to end by running that in their own place.
     pub(crate) words: Vec<String>,
-    /// Variables that it is given.
-    pub(crate) variables: Vec<(String, String)>,
 }
 
 impl Begin {
     /// Returns the command that begins it.
     pub(super) fn command(&self, own: &Path) -> Command {
-        let mut command = match self.words.split_first() {
+        match self.words.split_first() {
             None => Command::new(own),
             Some((first, rest)) => {
                 let mut command = Command::new(first);
                 command.args(rest).arg(own);
                 command
             }
-        };
-        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
-        command
+        }
     }
 }
 
@@ -76,14 +72,9 @@ mod tests {
     fn a_process_is_begun_by_the_words_before_its_command() {
         let own = Path::new("/bin/kvhive");
         assert_eq!(Begin::default().command(own).get_program(), OsStr::new("/bin/kvhive"));
-        let begin = Begin {
-            words: ["ip", "netns", "exec", "a"].map(str::to_owned).into(),
-            variables: vec![("FAKETIME".to_owned(), "+1h".to_owned())],
-        };
+        let begin = Begin { words: ["ip", "netns", "exec", "a"].map(str::to_owned).into() };
         let command = begin.command(own);
         assert_eq!(command.get_program(), OsStr::new("ip"));
         assert_eq!(command.get_args().collect::<Vec<_>>(), ["netns", "exec", "a", "/bin/kvhive"]);
-        let variables: Vec<_> = command.get_envs().collect();
-        assert_eq!(variables, [(OsStr::new("FAKETIME"), Some(OsStr::new("+1h")))]);
     }
 }

@@ -99,7 +99,7 @@ impl Network {
         let space = self.place(id).map(|at| self.space(at)).unwrap_or_default();
         // Not `ip netns exec`: that gives it mounts of its own too, which hold on to a disk that is unmounted here.
         let words = vec!["nsenter".to_owned(), format!("--net=/run/netns/{space}")];
-        Begin { words, variables: Vec::new() }
+        Begin { words }
     }
 
     /// Makes trouble at a process' link. It lasts until it is mended.

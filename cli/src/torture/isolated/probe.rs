@@ -1,4 +1,4 @@
-//! What this machine can break: each means is tried before it is relied on, and what is lacking is said.
+//! What this machine can break: networks and disks are tried, programs and libraries looked for, and what is lacking is said.
 
 use super::words::run;
 use super::{clock, memory};
