@@ -23,6 +23,7 @@ mod replication;
 mod share;
 mod snapshots;
 mod stages;
+mod strangers;
 mod tenants;
 mod traces;
 mod watch;
