@@ -10,7 +10,7 @@ use kvhive_protocol::data::{
     Accept, Ack, DataReply, DataRequest, FetchRequest, Fetched, Hint, MatchRequest, ReleaseRequest, Run,
     StoreBlock, StoreRequest,
 };
-use kvhive_protocol::explain::ExplainRequest;
+use kvhive_protocol::explain::{ExplainRequest, Explained};
 use kvhive_protocol::frame::{FRAME_HEADER_BYTES, FrameHeader, FrameLimits, Kind, encode_frame};
 use kvhive_protocol::handshake::{Challenge, Hello, Proof, Role, TokenKey, Welcome};
 use kvhive_protocol::map::{ReplicaSet, Tenant};
@@ -302,9 +302,17 @@ impl Attacker {
         let answer = self.asker.exchange(&request, &[&payload]).await;
         assert_eq!(self.asker.connection.payload_left(), 0, "not a byte of a block");
         let (kind, bytes) = match answer {
-            Ok(reply) => {
+            Ok(mut reply) => {
                 if let DataReply::Fetched { blocks, .. } = &reply {
                     assert!(blocks.iter().all(|block| *block == Fetched::Miss), "{reply:?}");
+                }
+                // For how long the device has known of nothing grows as time goes by.
+                if let DataReply::Explained { blocks, .. } = &mut reply {
+                    for block in blocks {
+                        if let Explained::Unknown { for_s, .. } = block {
+                            *for_s = 0;
+                        }
+                    }
                 }
                 (0, codec::encode(&reply))
             }
