@@ -169,17 +169,21 @@ impl Hand {
             let mut state = self.lock();
             state.tickets += 1;
             let ticket = Ticket(state.tickets);
-            if let Some(life) = state.life.as_mut() {
-                life.outgoing.insert(ticket, batch);
-                let deadline = self.view.now() + left;
-                let event = match parcels {
-                    [parcel] => Event::Want { ticket, peer: parcel.target, bytes, deadline },
-                    parcels => {
-                        let peers = parcels.iter().map(|parcel| parcel.target).collect();
-                        Event::WantAll { ticket, peers, bytes, deadline }
-                    }
-                };
-                self.step_in(&mut state, event);
+            match state.life.as_mut() {
+                // Whoever waits is told so by that.
+                None => drop(batch),
+                Some(life) => {
+                    life.outgoing.insert(ticket, batch);
+                    let deadline = self.view.now() + left;
+                    let event = match parcels {
+                        [parcel] => Event::Want { ticket, peer: parcel.target, bytes, deadline },
+                        parcels => {
+                            let peers = parcels.iter().map(|parcel| parcel.target).collect();
+                            Event::WantAll { ticket, peers, bytes, deadline }
+                        }
+                    };
+                    self.step_in(&mut state, event);
+                }
             }
         }
         self.changed.notify_one();
