@@ -70,6 +70,20 @@ fn print_pairs(nccl: &[Value]) {
         println!();
         report::print_table(&table);
     }
+    for gpu in nccl {
+        for group in list(&gpu["groups"]) {
+            let members: Vec<String> = list(&group["members"]).iter().map(device).collect();
+            println!(
+                "{} sees {} send to {} at once: {}, {} transfers, {}",
+                device(&gpu["device"]),
+                device(&group["root"]),
+                members.join(", "),
+                text(group, "state"),
+                text(group, "transfers"),
+                size(group, "bytes")
+            );
+        }
+    }
 }
 
 /// Writes a device as `member/index`.

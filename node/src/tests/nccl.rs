@@ -254,6 +254,91 @@ async fn goes_on_whatever_a_call_does(call: &str) {
     }
 }
 
+/// Says whether a node has a communicator over which it can send to several, and what has gone over it.
+fn to_several(node: &NodeHandle) -> Option<u64> {
+    let pairs = node.plane.replicator.links.pairs();
+    let own = pairs.iter().flat_map(|gpu| gpu.groups.iter().filter(|group| group.root == gpu.device));
+    own.filter(|group| group.state == PairState::Ready).map(|group| group.transfers).next()
+}
+
+/// Says that a node has these blocks.
+async fn has(node: &NodeHandle, numbers: std::ops::Range<u64>) {
+    let mut asker = node.ask().await;
+    asker.device = DeviceId::new(node.member().expect("it is a member"), 0);
+    let count = numbers.end - numbers.start;
+    let expected: Vec<_> = blocks(numbers.start, count).into_iter().map(|block| Some(block.bytes)).collect();
+    let found = asker.fetch(&numbers.collect::<Vec<_>>()).await;
+    assert!(found.as_ref() == Ok(&expected), "{:?}", found.map(|found| found.iter().flatten().count()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn copies_for_two_replicas_go_to_both_at_once_when_all_have_joined() {
+    let (_coordinator, nodes) = by_nccl().several(3).await;
+    let mut client = nodes[0].ask().await;
+    assert_eq!(client.store(&blocks(0, 1), Ack::All).await, Ok(vec![kept(3)]), "by TCP meanwhile");
+    eventually("all have joined", || to_several(&nodes[0]) == Some(0)).await;
+    assert_eq!(client.store(&blocks(1, 6), Ack::All).await, Ok(vec![kept(3); 6]));
+    assert_eq!(to_several(&nodes[0]), Some(1));
+    for node in &nodes {
+        has(node, 0..7).await;
+        node.settles("nobody reads or writes", |stats| stats.readers + stats.filling == 0).await;
+    }
+}
+
+/// Three nodes in one of whose first workers something goes wrong: whatever it is, each store is answered by its deadline and all have
+/// the right bytes.
+async fn goes_on_to_two(node: &'static str, wrong: &str) {
+    let setup = Setup { wrong: Some(Wrong::at(node, wrong)), ..by_nccl() };
+    let (_coordinator, nodes) = setup.several(3).await;
+    let mut client = nodes[0].ask().await;
+    for from in 0..5 {
+        let begun = Instant::now();
+        let stored = client.store(&blocks(from * 2, 2), Ack::All).await;
+        assert_eq!(stored, Ok(vec![kept(3); 2]), "{wrong} at {node}, batch {from}");
+        let took = begun.elapsed();
+        assert!(took <= COPY_LIMIT + Duration::from_millis(100), "{wrong} at {node}: {took:?}");
+        // A communicator is made, or is found to be of no use, between them.
+        tokio::time::sleep(Duration::from_millis(150)).await;
+    }
+    for node in &nodes {
+        has(node, 0..10).await;
+        node.settles("nobody reads or writes", |stats| stats.readers + stats.filling + stats.given_up == 0)
+            .await;
+    }
+}
+
+/// All that may go wrong in a call of this name while three nodes send to each other.
+async fn goes_on_to_two_whatever_a_call_does(call: &str) {
+    for how in ["fail", "hang", "die"] {
+        let wrong = format!("{call}:{how}");
+        tokio::join!(
+            goes_on_to_two("node-0", &wrong),
+            goes_on_to_two("node-1", &wrong),
+            goes_on_to_two("node-2", &wrong)
+        );
+    }
+}
+
+macro_rules! calls_of_three {
+    ($($test:ident: $call:literal,)+) => {$(
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $test() {
+            goes_on_to_two_whatever_a_call_does($call).await;
+        }
+    )+};
+}
+
+calls_of_three! {
+    stores_go_on_when_of_three_one_makes_no_id: "ncclGetUniqueId:1",
+    stores_go_on_when_of_three_one_does_not_join: "ncclCommInitRankConfig:1",
+    stores_go_on_when_of_three_one_does_not_join_another: "ncclCommInitRankConfig:2",
+    stores_go_on_when_of_three_one_begins_no_group: "ncclGroupStart:1",
+    stores_go_on_when_of_three_one_ends_no_group: "ncclGroupEnd:1",
+    stores_go_on_when_of_three_one_broadcasts_nothing: "ncclBroadcast:1",
+    stores_go_on_when_of_three_one_stops_in_the_middle: "transfer:1",
+    stores_go_on_when_of_three_one_aborts_nothing: "ncclCommAbort:1",
+}
+
 macro_rules! calls {
     ($($test:ident: $call:literal,)+) => {$(
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,9 +1,9 @@
 //! What is told of a GPU's pairs.
 
 use super::words::Why;
-use super::{Pairs, Slot, Worker};
+use super::{Over, Pairs, Slot, Worker};
 use kvhive_protocol::links::PairState;
-use kvhive_protocol::pairs::{PairReport, PairsReport};
+use kvhive_protocol::pairs::{GroupReport, PairReport, PairsReport};
 use kvhive_protocol::{DeviceId, Moment};
 use std::time::Duration;
 
@@ -15,8 +15,8 @@ impl Pairs {
     /// Returns how far the pair with a peer is; none for a peer that is not known.
     pub fn state(&self, device: DeviceId) -> Option<PairState> {
         let peer = self.peers.get(&device).filter(|peer| !peer.leaving)?;
-        let is_busy = self.slot.as_ref().and_then(Slot::peer) == Some(device);
-        Some(peer.state(self.now, is_busy))
+        let is_busy = self.slot.as_ref().and_then(Slot::over) == Some(Over::Pair(device));
+        Some(peer.stage.state(self.now, is_busy))
     }
 
     /// Tells of all pairs that were ever wanted.
@@ -43,6 +43,15 @@ impl Pairs {
         let was_wanted = |pair: &PairReport| {
             pair.state != PairState::Idle || pair.wanted_bytes + pair.transfers > 0 || pair.why.is_some()
         };
+        let in_use = self.slot.as_ref().and_then(Slot::over);
+        let groups = self.groups.iter().map(|(id, group)| GroupReport {
+            root: id.root,
+            members: group.members.clone(),
+            state: group.stage.state(now, in_use == Some(Over::Group(*id))),
+            for_ms: millis(now.since(group.since)),
+            transfers: group.transfers,
+            bytes: group.bytes,
+        });
         PairsReport {
             device: self.me,
             worker: self.worker_in_words(now),
@@ -51,6 +60,7 @@ impl Pairs {
             live: self.live() as u64,
             max_live: self.tuning.max_live.max(1) as u64,
             pairs: pairs.filter(was_wanted).collect(),
+            groups: groups.collect(),
         }
     }
 
@@ -75,11 +85,25 @@ impl Pairs {
     fn slot_in_words(&self) -> String {
         match &self.slot {
             None => "free".to_owned(),
-            Some(Slot::Proposed { transfer, peer, .. }) => format!("proposes {transfer} to {peer}"),
-            Some(Slot::Sending { transfer, peer, .. }) => format!("sends {transfer} to {peer}"),
+            Some(Slot::Proposed { transfer, over, .. }) => {
+                format!("proposes {transfer} to {}", self.all_of(*over))
+            }
+            Some(Slot::Sending { transfer, over, .. }) => {
+                format!("sends {transfer} to {}", self.all_of(*over))
+            }
             Some(Slot::Granted { transfer, .. }) => format!("has granted {transfer}"),
             Some(Slot::Receiving { transfer, .. }) => format!("receives {transfer}"),
             Some(Slot::Clearing { .. }) => "what was enqueued is being given up".to_owned(),
+        }
+    }
+
+    fn all_of(&self, over: Over) -> String {
+        match over {
+            Over::Pair(device) => device.to_string(),
+            Over::Group(id) => {
+                let members = self.groups.get(&id).into_iter().flat_map(|group| &group.members);
+                members.map(DeviceId::to_string).collect::<Vec<_>>().join(", ")
+            }
         }
     }
 }
