@@ -16,7 +16,7 @@ use crate::pairs::groups::{Group, GroupId, Wish};
 use crate::pairs::peer::{Peer, Stage};
 use kvhive_protocol::pairs::{GroupWord, Incarnation, PairMessage, PairWord, TransferId};
 use kvhive_protocol::{DeviceId, Generation, Moment};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 mod carrying;
 mod ending;
@@ -162,7 +162,11 @@ pub struct Pairs {
     /// Times in a row that the worker died without having carried anything.
     worker_failures: u32,
     peers: BTreeMap<DeviceId, Peer>,
+    /// The newest communicators with those who have left: none is joined a second time when they come back.
+    left: BTreeMap<DeviceId, Incarnation>,
     groups: BTreeMap<GroupId, Group>,
+    /// Those of others that were given up.
+    given_up: VecDeque<GroupId>,
     /// What was wanted of whom at once.
     wishes: BTreeMap<Vec<DeviceId>, Wish>,
     wants: BTreeMap<TransferId, Want>,
@@ -187,7 +191,9 @@ impl Pairs {
             worker: Worker::Down { until: Moment::ZERO },
             worker_failures: 0,
             peers: BTreeMap::new(),
+            left: BTreeMap::new(),
             groups: BTreeMap::new(),
+            given_up: VecDeque::new(),
             wishes: BTreeMap::new(),
             wants: BTreeMap::new(),
             expects: BTreeMap::new(),
@@ -332,7 +338,11 @@ impl Pairs {
         let (now, is_full) = (self.now, self.peers.len() >= MAX_PEERS);
         match self.peers.get_mut(&device) {
             None if is_full || device == self.me => {}
-            None => drop(self.peers.insert(device, Peer::new(now, generation))),
+            None => {
+                let mut peer = Peer::new(now, generation);
+                peer.newest = self.left.remove(&device).unwrap_or_default();
+                self.peers.insert(device, peer);
+            }
             Some(peer) if peer.generation == generation => peer.leaving = false,
             Some(peer) if peer.generation > generation => {}
             Some(_) => {
@@ -348,7 +358,17 @@ impl Pairs {
         self.give_up_all_with(device, effects);
         match self.peers.get_mut(&device) {
             Some(peer) if peer.stage.communicator().is_some() => peer.leaving = true,
-            _ => drop(self.peers.remove(&device)),
+            _ => self.forget_peer(device),
+        }
+    }
+
+    /// Forgets one that has left, when nothing is left of its communicator.
+    fn forget_peer(&mut self, device: DeviceId) {
+        if let Some(peer) = self.peers.remove(&device) {
+            if self.left.len() >= MAX_PEERS {
+                self.left.pop_first();
+            }
+            self.left.insert(device, peer.newest);
         }
     }
 

@@ -779,3 +779,15 @@ fn a_group_of_one_that_has_left_is_of_no_use_and_is_not_joined_once_it_is_known_
     let strange = GroupWord::Offer { incarnation, id: id(), members: vec![HIGH, HIGHER] };
     assert_eq!(told.hear(LOW, group(strange)), [], "it is not of it");
 }
+
+#[test]
+fn what_was_joined_once_is_not_joined_again_when_its_other_end_has_left_and_come_back() {
+    let mut told = Told::new();
+    let communicator = told.ready(LOW);
+    let incarnation = told.standing(LOW);
+    told.tell(Event::Gone { device: LOW });
+    told.worker(Answer::Closed { communicator });
+    told.tell(Event::Peer { device: LOW, generation: FIRST });
+    assert_eq!(told.hear(LOW, PairWord::Offer { incarnation, id: id() }), [], "it came twice");
+    assert_eq!(told.pairs.state(LOW), Some(PairState::Idle));
+}

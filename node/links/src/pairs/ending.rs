@@ -247,7 +247,7 @@ impl Pairs {
         let Some(peer) = self.peers.get_mut(&device) else { return };
         let Stage::Aborting { rests, .. } = peer.stage else { return };
         if peer.leaving {
-            self.peers.remove(&device);
+            self.forget_peer(device);
         } else {
             peer.rest(now, &self.tuning, rests);
         }

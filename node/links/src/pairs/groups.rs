@@ -12,6 +12,9 @@ use std::collections::BTreeSet;
 /// Sets of GPUs that are remembered as wanted at once; of more, the one that was wanted longest ago is forgotten.
 const MAX_WISHES: usize = 64;
 
+/// Communicators of others that are remembered as given up, for an offer that comes after.
+const MAX_GIVEN_UP: usize = 64;
+
 /// Names a communicator.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(super) struct GroupId {
@@ -176,8 +179,7 @@ impl Pairs {
         if self.groups.contains_key(&id) {
             return;
         }
-        let was_over = self.peers.get(&id.root).is_none_or(|peer| peer.was_given_up(id.incarnation));
-        if was_over || !self.has_worker() || !self.has_room(effects) {
+        if self.given_up.contains(&id) || !self.has_worker() || !self.has_room(effects) {
             self.say_group_broken(id.root, id, effects);
         } else if self.worker == Worker::Up {
             self.join_group(id, members, unique, effects);
@@ -229,11 +231,7 @@ impl Pairs {
                 self.give_up_group(id, Why::PeerBroke, Some(from), effects);
             }
             // Its offer may come yet.
-            None if id.root == from => {
-                if let Some(peer) = self.peers.get_mut(&from) {
-                    peer.gives_up(id.incarnation);
-                }
-            }
+            None if id.root == from => self.note_given_up(id),
             _ => {}
         }
     }
@@ -252,6 +250,17 @@ impl Pairs {
             self.slot = None;
             self.withdraw(wounded, wounded_round, false, effects);
         }
+    }
+
+    /// Remembers that another's communicator is given up: it is not joined a second time.
+    fn note_given_up(&mut self, id: GroupId) {
+        if self.given_up.contains(&id) {
+            return;
+        }
+        if self.given_up.len() == MAX_GIVEN_UP {
+            self.given_up.pop_front();
+        }
+        self.given_up.push_back(id);
     }
 
     fn say_group_broken(&self, to: DeviceId, id: GroupId, effects: &mut Vec<Effect>) {
@@ -285,8 +294,8 @@ impl Pairs {
                 wish.bytes = 0;
                 wish.until = if rests { now + self.tuning.rest(wish.failures) } else { now };
             }
-        } else if let Some(peer) = self.peers.get_mut(&id.root) {
-            peer.gives_up(id.incarnation);
+        } else {
+            self.note_given_up(id);
         }
         match stage.communicator() {
             None => drop(self.groups.remove(&id)),

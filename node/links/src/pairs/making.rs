@@ -57,6 +57,13 @@ impl Pairs {
         if self.live() < self.tuning.max_live.max(1) {
             return true;
         }
+        // What is being closed makes room soon: not one more is closed for that.
+        let stages =
+            self.peers.values().map(|peer| &peer.stage).chain(self.groups.values().map(|group| &group.stage));
+        let closing = stages.filter(|stage| matches!(stage, Stage::Aborting { .. })).count();
+        if self.live() - closing < self.tuning.max_live.max(1) {
+            return false;
+        }
         let in_use = self.slot.as_ref().and_then(Slot::over);
         let is_wanted = |device: &DeviceId| {
             in_use == Some(Over::Pair(*device))

@@ -8,8 +8,7 @@ use kvhive_protocol::pairs::{Incarnation, TransferId, UniqueId};
 use kvhive_protocol::{Generation, Moment};
 use std::collections::VecDeque;
 
-/// Transfers of a peer that are remembered as withdrawn for good, for an expectation that comes after; as many of its communicators of several that
-/// were given up, for an offer that does.
+/// Transfers of a peer that are remembered as withdrawn for good, for an expectation that comes after.
 const MAX_OVER: usize = 16;
 
 /// How far the communicator is.
@@ -154,7 +153,6 @@ pub(super) struct Peer {
     /// The newest proposal to it that was gone on with, and where.
     pub(super) went: Option<(u64, Communicator)>,
     over: VecDeque<TransferId>,
-    given_up: VecDeque<Incarnation>,
     pub(super) used: Moment,
     pub(super) transfers: u64,
     pub(super) bytes: u64,
@@ -176,7 +174,6 @@ impl Peer {
             round: 0,
             went: None,
             over: VecDeque::new(),
-            given_up: VecDeque::new(),
             used: now,
             transfers: 0,
             bytes: 0,
@@ -188,7 +185,6 @@ impl Peer {
         (self.generation, self.leaving, self.proposed) = (generation, false, None);
         (self.round, self.went, self.failures, self.wanted_bytes) = (0, None, 0, 0);
         self.over.clear();
-        self.given_up.clear();
     }
 
     pub(super) fn enter(&mut self, now: Moment, stage: Stage) {
@@ -218,21 +214,6 @@ impl Peer {
             self.over.pop_front();
         }
         self.over.push_back(transfer);
-    }
-
-    /// Remembers that this communicator of several, of which it is rank 0, is given up.
-    pub(super) fn gives_up(&mut self, incarnation: Incarnation) {
-        if self.given_up.contains(&incarnation) {
-            return;
-        }
-        if self.given_up.len() == MAX_OVER {
-            self.given_up.pop_front();
-        }
-        self.given_up.push_back(incarnation);
-    }
-
-    pub(super) fn was_given_up(&self, incarnation: Incarnation) -> bool {
-        self.given_up.contains(&incarnation)
     }
 
     pub(super) fn was_over(&self, transfer: TransferId) -> bool {
