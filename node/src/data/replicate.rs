@@ -248,9 +248,19 @@ impl Replicator {
                 targets.entry(*target).or_default().push(item);
             }
         }
-        let copies = targets.into_iter().map(|(target, items)| async move {
+        let deadline = Instant::now() + limit(false);
+        let mut at_once = self.copy_to_all(origin, &targets, deadline).await;
+        let copies = targets.into_iter().map(|(target, items)| {
+            let before = at_once.remove(&target);
+            (target, items, before)
+        });
+        let copies = copies.map(|(target, items, before)| async move {
             let batch = Batch { origin, target, items: &items, moved: false };
-            let copied = self.copy(&batch).await;
+            let copied = match before {
+                Some(AtOnce::Copied(answers)) => Ok(answers),
+                Some(AtOnce::Failed) => self.copy(&batch, deadline, Some(TransportKind::Tcp)).await,
+                None => self.copy(&batch, deadline, None).await,
+            };
             let answers = copied.unwrap_or_else(|fault| {
                 count(&counters.replication_failures);
                 tracing::debug!(%target, %fault, "copy failed");
@@ -291,7 +301,8 @@ impl Replicator {
         if !lacked.is_empty() {
             let bytes = lacked.iter().map(|item| item.block.header.payload_bytes).sum();
             pacer.pass(bytes).await;
-            answers = self.copy(&Batch { origin, target, items: &lacked, moved: true }).await?;
+            let batch = Batch { origin, target, items: &lacked, moved: true };
+            answers = self.copy(&batch, Instant::now() + limit(true), None).await?;
         }
         let mut answers = answers.into_iter();
         let mut verdict = |holds: bool| {
@@ -345,15 +356,60 @@ impl Replicator {
         self.links.keep(serving);
     }
 
-    /// Copies items to one replica; returns what it says of each, none where it may take it another time.
-    async fn copy(&self, batch: &Batch<'_>) -> Result<Vec<Option<Answer>>, Fault> {
-        let Batch { target, items, moved, .. } = *batch;
-        let deadline = Instant::now() + limit(moved);
+    /// Copies what several replicas are to have alike to all of them at once, where it is on a GPU and so are they; returns what came of it, of
+    /// those of whom anything did.
+    async fn copy_to_all(
+        &self,
+        origin: &Origin,
+        targets: &BTreeMap<DeviceId, Vec<&Item>>,
+        deadline: Instant,
+    ) -> BTreeMap<DeviceId, AtOnce> {
+        let mut outcomes = BTreeMap::new();
+        let Some(items) = targets.values().next() else { return outcomes };
+        let at = |items: &[&Item]| items.iter().map(|item| item.at).collect::<Vec<_>>();
+        let (same, blocks) = (at(items), on_gpu(items));
+        let alike = targets.iter().filter(|(_, items)| at(items) == same).map(|(target, _)| *target);
+        let alike: Vec<DeviceId> = alike.collect();
+        let Some(blocks) = blocks.filter(|_| alike.len() > 1) else { return outcomes };
+        let batches = alike.iter().map(|target| Batch { origin, target: *target, items, moved: false });
+        let batches: Vec<Batch<'_>> = batches.collect();
+        let requests = batches
+            .iter()
+            .map(|batch| batch.request(items.iter().map(|item| (*item, *item.content.header()))));
+        let requests: Vec<DataRequest> = requests.collect();
+        let parcels = batches.iter().zip(&requests);
+        let parcels = parcels.map(|(batch, request)| batch.parcel(request, (&[], &[]), deadline));
+        let parcels: Vec<Parcel<'_>> = parcels.collect();
         let bytes = items.iter().map(|item| item.block.header.payload_bytes).sum();
-        let on_gpu: Option<Vec<Arc<OnGpu>>> =
-            items.iter().map(|item| item.content.on_gpu().cloned()).collect();
-        let (mut by, is_on_gpu) = (None, on_gpu.is_some());
-        if let Some(blocks) = on_gpu {
+        let answers = self.links.carry_to_all(&parcels, blocks, bytes).await;
+        for (target, answer) in alike.into_iter().zip(answers) {
+            match answer {
+                Ok(DataReply::Stored { blocks, .. }) if blocks.len() == same.len() => {
+                    let answers = blocks.into_iter().map(Answer::of).collect();
+                    outcomes.insert(target, AtOnce::Copied(answers));
+                }
+                Ok(_) => drop(outcomes.insert(target, AtOnce::Failed)),
+                // What has taken time has taken it from what comes next.
+                Err(error) if error.has_begun() => drop(outcomes.insert(target, AtOnce::Failed)),
+                Err(_) => {}
+            }
+        }
+        outcomes
+    }
+
+    /// Copies items to one replica by a deadline; returns what it says of each, none where it may take it another time. By which way is said where
+    /// another was tried before.
+    async fn copy(
+        &self,
+        batch: &Batch<'_>,
+        deadline: Instant,
+        mut by: Option<TransportKind>,
+    ) -> Result<Vec<Option<Answer>>, Fault> {
+        let Batch { target, items, .. } = *batch;
+        let bytes = items.iter().map(|item| item.block.header.payload_bytes).sum();
+        let on_gpu = on_gpu(items);
+        let is_on_gpu = on_gpu.is_some();
+        if let Some(blocks) = on_gpu.filter(|_| by.is_none()) {
             let request = batch.request(items.iter().map(|item| (*item, *item.content.header())));
             let parcel = batch.parcel(&request, (&[], &[]), deadline);
             match self.links.carry_within(&parcel, &blocks, bytes).await {
@@ -411,6 +467,19 @@ impl Replicator {
         }
         Ok(answers)
     }
+}
+
+/// What came of a copy to several at once, at one of them.
+enum AtOnce {
+    /// It says this of each block.
+    Copied(Vec<Option<Answer>>),
+    /// It was tried, and goes by TCP.
+    Failed,
+}
+
+/// Returns the blocks of items that are all on a GPU.
+fn on_gpu(items: &[&Item]) -> Option<Vec<Arc<OnGpu>>> {
+    items.iter().map(|item| item.content.on_gpu().cloned()).collect()
 }
 
 impl Batch<'_> {
