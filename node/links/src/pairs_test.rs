@@ -890,8 +890,8 @@ fn a_gpu_without_nccl_makes_and_joins_nothing_with_several() {
     let newer = incarnation(4);
     let offer = || group(GroupWord::Offer { incarnation: newer, id: id(), members: vec![ME, HIGH] });
     assert_eq!(told.hear(LOW, offer()), [], "it is answered when there is a worker");
-    let broken = said(LOW, group(GroupWord::Broken { root: LOW, incarnation: newer }));
-    assert_eq!(told.worker(Answer::Unfit), [broken.clone()]);
+    let broken = |incarnation| said(LOW, group(GroupWord::Broken { root: LOW, incarnation }));
+    assert_eq!(told.worker(Answer::Unfit), [broken(newer)]);
     told.worker(Answer::Died);
     told.pass(Duration::from_secs(3600));
     assert_eq!(told.pairs.group_state(&[HIGH, HIGHER]), None);
