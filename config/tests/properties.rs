@@ -142,7 +142,8 @@ proptest! {
             // One whose nodes were lost is open.
             prop_assert_eq!(config.to_toml().is_none(), config.is_open());
             if let Some(text) = config.to_toml() {
-                prop_assert_eq!(ClusterConfig::from_toml(&text, []).as_ref(), Ok(&config));
+                let again = ClusterConfig::from_toml(&text, []);
+                prop_assert_eq!(again.as_ref(), Ok(&config));
             }
         }
     }
