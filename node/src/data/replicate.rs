@@ -1,5 +1,6 @@
 //! Replication: a block's bytes, straight from its frame, to the other replicas of its slot; and who of these holds a block already.
 
+use self::at_once::AtOnce;
 use crate::data::content::{Content, OnGpu};
 use crate::data::counters::{Counters, add, count};
 use crate::data::plane::kib;
@@ -29,6 +30,8 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
+
+mod at_once;
 
 /// Batches copied later that wait or are under way; beyond it they are dropped and counted. Their bytes are bounded too:
 /// they hold frames that nothing else can have.
@@ -356,47 +359,6 @@ impl Replicator {
         self.links.keep(serving);
     }
 
-    /// Copies what several replicas are to have alike to all of them at once, where it is on a GPU and so are they; returns what came of it, of
-    /// those of whom anything did.
-    async fn copy_to_all(
-        &self,
-        origin: &Origin,
-        targets: &BTreeMap<DeviceId, Vec<&Item>>,
-        deadline: Instant,
-    ) -> BTreeMap<DeviceId, AtOnce> {
-        let mut outcomes = BTreeMap::new();
-        let Some(items) = targets.values().next() else { return outcomes };
-        let at = |items: &[&Item]| items.iter().map(|item| item.at).collect::<Vec<_>>();
-        let (same, blocks) = (at(items), on_gpu(items));
-        let alike = targets.iter().filter(|(_, items)| at(items) == same).map(|(target, _)| *target);
-        let alike: Vec<DeviceId> = alike.collect();
-        let Some(blocks) = blocks.filter(|_| alike.len() > 1) else { return outcomes };
-        let batches = alike.iter().map(|target| Batch { origin, target: *target, items, moved: false });
-        let batches: Vec<Batch<'_>> = batches.collect();
-        let requests = batches
-            .iter()
-            .map(|batch| batch.request(items.iter().map(|item| (*item, *item.content.header()))));
-        let requests: Vec<DataRequest> = requests.collect();
-        let parcels = batches.iter().zip(&requests);
-        let parcels = parcels.map(|(batch, request)| batch.parcel(request, (&[], &[]), deadline));
-        let parcels: Vec<Parcel<'_>> = parcels.collect();
-        let bytes = items.iter().map(|item| item.block.header.payload_bytes).sum();
-        let answers = self.links.carry_to_all(&parcels, blocks, bytes).await;
-        for (target, answer) in alike.into_iter().zip(answers) {
-            match answer {
-                Ok(DataReply::Stored { blocks, .. }) if blocks.len() == same.len() => {
-                    let answers = blocks.into_iter().map(Answer::of).collect();
-                    outcomes.insert(target, AtOnce::Copied(answers));
-                }
-                Ok(_) => drop(outcomes.insert(target, AtOnce::Failed)),
-                // What has taken time has taken it from what comes next.
-                Err(error) if error.has_begun() => drop(outcomes.insert(target, AtOnce::Failed)),
-                Err(_) => {}
-            }
-        }
-        outcomes
-    }
-
     /// Copies items to one replica by a deadline; returns what it says of each, none where it may take it another time. By which way is said where
     /// another was tried before.
     async fn copy(
@@ -467,14 +429,6 @@ impl Replicator {
         }
         Ok(answers)
     }
-}
-
-/// What came of a copy to several at once, at one of them.
-enum AtOnce {
-    /// It says this of each block.
-    Copied(Vec<Option<Answer>>),
-    /// It was tried, and goes by TCP.
-    Failed,
 }
 
 /// Returns the blocks of items that are all on a GPU.

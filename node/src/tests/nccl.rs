@@ -63,7 +63,7 @@ impl Wrong {
 }
 
 /// A worker whose call does not return within this ends itself.
-const WATCHDOG: Duration = Duration::from_millis(300);
+const WATCHDOG: Duration = Duration::from_secs(1);
 
 /// How a node of this name goes by NCCL.
 pub(super) fn config(name: &str, wrong: Option<&Wrong>) -> NcclConfig {
