@@ -27,6 +27,7 @@ pub struct Pool {
     dial_limit: Duration,
     addresses: Mutex<HashMap<String, Arc<Address>>>,
     dials: AtomicU64,
+    begun: Instant,
 }
 
 struct Address {
@@ -52,13 +53,14 @@ pub struct Lease {
 
 /// One who waits for a place at an address.
 struct Waiting<'a> {
+    pool: &'a Pool,
     address: &'a Address,
     has_place: bool,
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        lock(&self.address.state).queue.leave(self.has_place);
+        lock(&self.address.state).queue.leave(self.pool.begun.elapsed(), self.has_place);
     }
 }
 
@@ -72,6 +74,7 @@ impl Pool {
             dial_limit,
             addresses: Mutex::new(HashMap::new()),
             dials: AtomicU64::new(0),
+            begun: Instant::now(),
         }
     }
 
@@ -103,8 +106,9 @@ impl Pool {
             Ok(permit) => permit,
             Err(_) => {
                 let left = deadline.saturating_duration_since(Instant::now());
-                let patience = lock(&known.state).queue.enter(left).ok_or(Fault::Overloaded)?;
-                let mut waiting = Waiting { address: &known, has_place: false };
+                let patience =
+                    lock(&known.state).queue.enter(self.begun.elapsed(), left).ok_or(Fault::Overloaded)?;
+                let mut waiting = Waiting { pool: self, address: &known, has_place: false };
                 let permit =
                     permit(&known, Instant::now() + patience).await.map_err(|_| Fault::Overloaded)?;
                 waiting.has_place = true;

@@ -26,6 +26,8 @@ const CLIENTS: usize = 4;
 const DEADLINE: Duration = Duration::from_millis(100);
 /// Fetches that are under way at a time when the peak is looked for.
 const CLOSED: usize = 4 * CLIENTS;
+/// What is asked at first does not count.
+const RAMP: Duration = Duration::from_secs(1);
 /// How long each stretch is.
 const STRETCH: Duration = Duration::from_secs(4);
 /// Within this all is well again.
@@ -56,6 +58,12 @@ impl Outcome {
             self.good.record(took);
         } else {
             self.refused.record(took);
+        }
+    }
+
+    fn record_if(&mut self, (counts, (brought, took)): (bool, (bool, Duration))) {
+        if counts {
+            self.record(brought, took);
         }
     }
 
@@ -138,29 +146,29 @@ impl Load {
 
     /// So many a second on average, whatever becomes of those before them (Poisson).
     async fn open(self: &Arc<Self>, rate: f64, stretch: Duration, seed: u64) -> Result<Outcome> {
+        let end = RAMP + stretch;
         let mut draws = SmallRng::seed_from_u64(seed);
         let mut outcome = Outcome::new();
         let mut tasks = JoinSet::new();
         let begun = Instant::now();
         let mut due = 0.0;
         let mut steps = tokio::time::interval(STEP);
-        while begun.elapsed() < stretch {
+        while begun.elapsed() < end {
             steps.tick().await;
             while due <= begun.elapsed().as_secs_f64() {
                 due -= draws.random_range(f64::MIN_POSITIVE..1.0).ln() / rate;
                 let (load, draw) = (self.clone(), draws.random_range(0..CLIENTS * PREFIXES));
-                tasks.spawn(async move { load.fetch(draw).await });
+                let counts = begun.elapsed() >= RAMP;
+                tasks.spawn(async move { anyhow::Ok((counts, load.fetch(draw).await?)) });
             }
             while let Some(done) = tasks.try_join_next() {
-                let (brought, took) = done??;
-                outcome.record(brought, took);
+                outcome.record_if(done??);
             }
         }
         // What was asked in time counts, over the time in which it was asked.
-        outcome.took = begun.elapsed();
+        outcome.took = begun.elapsed() - RAMP;
         while let Some(done) = tasks.join_next().await {
-            let (brought, took) = done??;
-            outcome.record(brought, took);
+            outcome.record_if(done??);
         }
         Ok(outcome)
     }
@@ -188,7 +196,8 @@ pub(super) fn run(runs: u32) -> Result<Vec<Row>> {
         let usual = USUAL * peak.rate();
         let before = runtime.block_on(load.open(usual, STRETCH, 3 * seed))?;
         let over = runtime.block_on(load.open(OVERLOAD * peak.rate(), STRETCH, 3 * seed + 1))?;
-        let after = runtime.block_on(load.open(usual, RECOVERY, 3 * seed + 2))?;
+        // At once: what is asked within a second of the overload's end is what does not count.
+        let after = runtime.block_on(load.open(usual, RECOVERY - RAMP, 3 * seed + 2))?;
         figures.add(&peak, &before, &over, &after);
     }
     figures.rows()
