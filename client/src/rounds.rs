@@ -91,6 +91,10 @@ impl<'a> Rounds<'a> {
                 }
                 Verdict::Wait => wait = true,
                 Verdict::Elsewhere | Verdict::GiveUp => self.avoid.push(*device),
+                Verdict::Spare => {
+                    self.looked_again = true;
+                    self.avoid.push(*device);
+                }
             }
         }
         if let Some(epoch) = wanted

@@ -20,6 +20,10 @@ const UNKNOWN_PATIENCE: f64 = 0.02;
 const LEAST_PATIENCE: f64 = 0.002;
 /// Second requests for each first one, in the long run.
 const HEDGES_A_REQUEST: f64 = 0.1;
+/// Repeats of requests to busy nodes for each answer, in the long run.
+const REPEATS_A_REQUEST: f64 = 0.1;
+/// Repeats that may come at once.
+const MAX_REPEATS: f64 = 100.0;
 /// Second requests that may come at once.
 const MAX_CREDIT: f64 = 10.0;
 /// After so many seconds without blocks twice the speed is expected.
@@ -87,6 +91,8 @@ pub(crate) struct Waits {
     devices: HashMap<DeviceId, Known>,
     /// Second requests that may be made.
     credit: f64,
+    /// Requests to a busy node that may be made again.
+    repeats: f64,
     /// Bytes a second in which blocks arrive, and when that was seen last, in seconds; none before the first.
     rate: Option<(f64, f64)>,
     /// What tells this client from others where readers are to be spread.
@@ -97,7 +103,14 @@ pub(crate) struct Waits {
 impl Waits {
     /// Knows nothing yet. Clients with different seeds spread over replicas.
     pub(crate) fn new(seed: u64) -> Waits {
-        Waits { devices: HashMap::new(), credit: MAX_CREDIT, rate: None, seed, draws: 0 }
+        Waits {
+            devices: HashMap::new(),
+            credit: MAX_CREDIT,
+            repeats: MAX_REPEATS,
+            rate: None,
+            seed,
+            draws: 0,
+        }
     }
 
     /// Says that a request to `device`, of this start of its member, is under way. Of another start nothing is known.
@@ -170,6 +183,19 @@ impl Waits {
     pub(crate) fn spend(&mut self) -> bool {
         let may = self.credit >= 1.0;
         self.credit -= f64::from(u8::from(may));
+        may
+    }
+
+    /// Says that a request was answered.
+    pub(crate) fn earn_repeat(&mut self) {
+        self.repeats = (self.repeats + REPEATS_A_REQUEST).min(MAX_REPEATS);
+    }
+
+    /// Says whether a request to a node that was busy may be made again, and counts it: as many in the long run as a tenth of those that
+    /// are answered.
+    pub(crate) fn repeat(&mut self) -> bool {
+        let may = self.repeats >= 1.0;
+        self.repeats -= f64::from(u8::from(may));
         may
     }
 
@@ -437,6 +463,17 @@ mod tests {
         });
         let made = made.count();
         assert!((1000..=1010).contains(&made), "{made}");
+    }
+
+    #[test]
+    fn busy_nodes_are_asked_again_a_hundred_times_and_then_for_a_tenth_of_what_is_answered() {
+        let mut waits = Waits::new(1);
+        assert_eq!((0..1000).filter(|_| waits.repeat()).count(), 100);
+        let made = (0..10_000).filter(|_| {
+            waits.earn_repeat();
+            waits.repeat()
+        });
+        assert!((990..=1000).contains(&made.count()));
     }
 
     #[test]

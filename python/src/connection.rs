@@ -333,6 +333,7 @@ impl Connection {
             ("stale_epochs", stats.stale_epochs),
             ("failovers", stats.failovers),
             ("busy", stats.busy),
+            ("shed", stats.shed),
             ("hedges", stats.hedges),
             ("dials", stats.dials),
             ("bytes_fetched_on_gpu", stats.bytes_fetched_on_gpu),
