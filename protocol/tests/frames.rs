@@ -17,7 +17,9 @@ use kvhive_protocol::names::{
     Life, ListedName, Meaning, NameAnswer, NameOp, NameVerb, NamesAnswer, NamesAsk, NamesRequest, Target,
     When,
 };
-use kvhive_protocol::pairs::{Incarnation, PairMessage, PairWord, TransferId, UNIQUE_ID_BYTES, UniqueId};
+use kvhive_protocol::pairs::{
+    GroupWord, Incarnation, PairMessage, PairWord, TransferId, UNIQUE_ID_BYTES, UniqueId,
+};
 use kvhive_protocol::share::{
     CarryRequest, DoneRequest, HostId, LookRequest, Looked, NotShared, Pass, ShareAnswer, ShareOffer,
     ShareRequest, SharedAt,
@@ -87,6 +89,9 @@ fn requests() -> Vec<DataRequest> {
     };
     let incarnation = Incarnation { generation: Generation(2), number: 5 };
     let offer = PairWord::Offer { incarnation, id: UniqueId([7; UNIQUE_ID_BYTES]) };
+    let members = vec![DeviceId::new(MemberId(4), 0), DeviceId::new(MemberId(5), 0)];
+    let offered = GroupWord::Offer { incarnation, id: UniqueId([7; UNIQUE_ID_BYTES]), members };
+    let wound = GroupWord::Wound { transfer: transfer(), round: 4 };
     let proposal = PairWord::Propose { transfer: transfer(), round: 4, incarnation, bytes: 1 << 20 };
     vec![
         DataRequest::Match(MatchRequest {
@@ -155,6 +160,8 @@ fn requests() -> Vec<DataRequest> {
         DataRequest::Pair(PairRequest { epoch, message: said(PairWord::Accept { incarnation }) }),
         DataRequest::Pair(PairRequest { epoch, message: said(offer) }),
         DataRequest::Pair(PairRequest { epoch, message: said(proposal) }),
+        DataRequest::Pair(PairRequest { epoch, message: said(PairWord::Group(offered)) }),
+        DataRequest::Pair(PairRequest { epoch, message: said(PairWord::Group(wound)) }),
         DataRequest::Lend(LendRequest { epoch, device, host: HostId([6; 32]) }),
         DataRequest::Gather(Box::new(StagedStore {
             stage: Pass([5; 32]),
@@ -675,7 +682,7 @@ proptest! {
 }
 
 const GOLDEN_MATCHED: &str = "4b564846020011004d000000000000001c00000000000000294fad96f94860b100000000020000000000000002000000000000000100000000000000";
-const GOLDEN_DATA: [&str; 39] = [
+const GOLDEN_DATA: [&str; 41] = [
     "80c3ad5a1f9d2f6e",
     "d6ce58de67428ad2",
     "d2294f65d9f11aad",
@@ -695,6 +702,8 @@ const GOLDEN_DATA: [&str; 39] = [
     "ac729a20128459de",
     "f9fc4c2ea07d142a",
     "fc007ca4515a3bfb",
+    "993e7e7126511046",
+    "a2116473fa308a67",
     "ee274979e2599e6c",
     "fe4d442d6591b264",
     "5bce4fc62f6455fe",
