@@ -266,6 +266,11 @@ impl fmt::Debug for NamespaceKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "NamespaceKey(secret)")
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
 
     #[test]
     fn a_key_is_hexadecimal_digits_alone() {
