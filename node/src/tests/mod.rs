@@ -76,7 +76,7 @@ struct Setup {
     /// How long its GPU is waited for.
     patience: Patience,
     redis: Option<crate::RedisConfig>,
-    /// Whether blocks go from GPU to GPU by NCCL, and what goes wrong in the first worker of a node.
+    /// Whether blocks go from GPU to GPU by NCCL, and what goes wrong in a worker of a node.
     nccl: bool,
     wrong: Option<nccl::Wrong>,
     share_memory: crate::ShareMemory,
