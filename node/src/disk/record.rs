@@ -82,7 +82,7 @@ pub(crate) enum Page {
     /// Of a record whose bytes are as they are.
     Plain(RecordHeader),
     /// Of one that a key opens.
-    Sealed(SealedPage),
+    Sealed(Box<SealedPage>),
 }
 
 /// A page that says whose key opens it.
@@ -198,7 +198,7 @@ impl RecordHeader {
             return Ok(Page::Plain(header));
         }
         let (bound, hidden, tag) = (field(page, 0), field(page, HIDDEN_AT), field(page, TAG_AT));
-        Ok(Page::Sealed(SealedPage { header, bound, hidden, tag }))
+        Ok(Page::Sealed(Box::new(SealedPage { header, bound, hidden, tag })))
     }
 }
 
