@@ -78,8 +78,8 @@ pub struct Shard {
     wanted: VecDeque<moves::Wanted>,
     closed: [bool; 3],
     writes: usize,
-    /// Those under way by class.
-    writes_of: Vec<u32>,
+    /// Those under way by tier and class.
+    writes_of: [Vec<u32>; 3],
     /// Those that were given up and whose frames may be written to yet.
     given_up: usize,
     copies: usize,
@@ -145,7 +145,7 @@ impl Shard {
             wanted: VecDeque::new(),
             closed: [false; 3],
             writes: 0,
-            writes_of: vec![0; classes],
+            writes_of: Tier::ALL.map(|_| vec![0; classes]),
             given_up: 0,
             copies: 0,
             copies_between: vec![[[0; 3]; 3]; classes],

@@ -599,6 +599,24 @@ fn a_tenant_keeps_what_it_was_promised_while_another_floods_the_shard() {
     scene.shard.invariants().expect("all hold");
 }
 
+#[test]
+fn what_is_being_written_to_a_lost_tier_is_in_nobodys_way() {
+    let mut scene = Scenario::over(&[4], &[3], &[5], 0);
+    let written = block(1, None, 0, 100, 1);
+    let now = scene.now();
+    let taken = scene.shard.reserve(now, TENANT, &written, Slot(1), About::default(), &mut scene.effects);
+    let Reserve::Take { ticket, .. } = taken else { panic!("{taken:?}") };
+    scene.shard.lose_tier(Tier::Device, &mut scene.effects);
+    // What is read on the disk comes up if that fills memory too little for a collection.
+    scene.shard.restore(TENANT, &block(2, None, 0, 100, 1), Slot(2), 0).expect("the disk has room");
+    let read = scene.read(2).expect("it is there");
+    scene.shard.unread(read);
+    scene.settle();
+    assert_eq!(scene.shard.stats().host.used_bytes, 100, "it came up");
+    assert_eq!(scene.shard.seal(ticket), None);
+    scene.shard.invariants().expect("all hold");
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Reserve { number: u64, linked: bool, large: bool },

@@ -233,6 +233,28 @@ fn sign(page: &mut [u8]) {
     page[SUM_AT..PAGE].copy_from_slice(sum.as_bytes());
 }
 
+/// Reads a page that begins so, its checksum made good first, and writes it again. For `kvhive-fuzz` alone.
+pub fn fuzz_record(bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut page = vec![0; PAGE];
+    page.get_mut(..bytes.len().min(SUM_AT))?.copy_from_slice(&bytes[..bytes.len().min(SUM_AT)]);
+    sign(&mut page);
+    let written = match RecordHeader::decode(&page).ok()? {
+        Page::Plain(header) => {
+            header.encode(&mut page);
+            page
+        }
+        Page::Sealed(sealed) => {
+            sealed.header.lay_out(SEALED, &mut page);
+            page[SALT_AT..HIDDEN_AT].copy_from_slice(&sealed.bound[SALT_AT..]);
+            page[HIDDEN_AT..TAG_AT].copy_from_slice(&sealed.hidden);
+            page[TAG_AT..END_AT].copy_from_slice(&sealed.tag);
+            sign(&mut page);
+            page
+        }
+    };
+    Some(written)
+}
+
 fn field<const N: usize>(page: &[u8; PAGE], at: usize) -> [u8; N] {
     field_of(page, at)
 }

@@ -139,7 +139,7 @@ fn what_the_api_refuses_is_told_before_anybody_is_emptied() {
 
     scene.cluster.json(&["scale", "set", "--floor", "2"]).expect("it is set");
     let told = scene.refused(&["to", "1"]);
-    assert!(told.contains("1 members are fewer than the floor of 2"), "{told}");
+    assert!(told.contains("1 member is fewer than the floor of 2"), "{told}");
     assert_eq!(scene.nodes(), both, "nobody was emptied");
     assert_eq!(scene.kubernetes.changes(), ["try 1"], "nor ended");
     let scaling = scene.cluster.json(&["scale", "status"]).expect("it says");

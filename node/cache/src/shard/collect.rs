@@ -110,8 +110,12 @@ impl Shard {
     /// yet: what is said of their sessions is heeded when they are there.
     fn memory_of(&self, class: u8) -> (u64, u64) {
         let capacity = self.over_memory(|tier| self.ledger.capacity(tier, class));
-        let free = self.over_memory(|tier| self.ledger.free(tier, class));
-        (capacity - free - u64::from(self.writes_of[usize::from(class)]), capacity)
+        // Of a tier that is lost there are none, whatever is written to it yet.
+        let used = self.over_memory(|tier| {
+            let taken = self.ledger.capacity(tier, class) - self.ledger.free(tier, class);
+            taken.saturating_sub(self.writes_of[tier as usize][usize::from(class)])
+        });
+        (used, capacity)
     }
 
     fn over_memory(&self, of: impl Fn(Tier) -> u32) -> u64 {

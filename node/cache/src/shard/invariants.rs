@@ -100,8 +100,8 @@ impl Shard {
                 return Err(format!("record {at} has {} children, counts {}", children[at], record.children));
             }
         }
-        if self.writes_of.iter().map(|of| *of as usize).sum::<usize>() != writes {
-            return Err(format!("{writes} writes are under way, by class {:?}", self.writes_of));
+        if self.writes_of.iter().flatten().map(|of| *of as usize).sum::<usize>() != writes {
+            return Err(format!("{writes} writes are under way, by tier and class {:?}", self.writes_of));
         }
         let between: u32 = self.copies_between.iter().flatten().flatten().sum();
         if between as usize != copies {

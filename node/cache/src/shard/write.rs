@@ -118,7 +118,7 @@ impl Shard {
         }
         self.heed_store(now, at, parent, about.hint);
         self.writes += 1;
-        self.writes_of[usize::from(class)] += 1;
+        self.writes_of[tier as usize][usize::from(class)] += 1;
         // What is being written counts: a slot that is about to be moved must not look empty because of it.
         self.occupied[usize::from(slot.0)] += 1;
         // Only now that its parent has a child: before, that could be what leaves.
@@ -191,8 +191,7 @@ impl Shard {
             return None;
         }
         self.tell_few();
-        self.writes -= 1;
-        self.writes_of[usize::from(self.index.records[at as usize].class)] -= 1;
+        self.count_ended_write(at);
         Some(self.appear(at))
     }
 
@@ -259,8 +258,7 @@ impl Shard {
 
     /// Has a write be under way no more.
     fn take_out(&mut self, at: u32, why: Gone) {
-        self.writes -= 1;
-        self.writes_of[usize::from(self.index.records[at as usize].class)] -= 1;
+        self.count_ended_write(at);
         self.said.remove(&at);
         self.occupied[usize::from(self.index.records[at as usize].slot)] -= 1;
         self.stats.abandoned += 1;
@@ -268,6 +266,12 @@ impl Shard {
         self.note_gone(at, hash, why);
         let bared = self.unlink(at);
         self.tell_leaf(bared, true);
+    }
+
+    fn count_ended_write(&mut self, at: u32) {
+        let Record { tier, class, .. } = self.index.records[at as usize];
+        self.writes -= 1;
+        self.writes_of[tier as usize][usize::from(class)] -= 1;
     }
 
     fn let_frame_go(&mut self, at: u32) {
