@@ -610,6 +610,24 @@ fn control_messages_come_back_as_they_went() {
     );
 }
 
+/// Where the fuzzer begins: `UPDATE=1` puts there what is not (docs/fuzzing.md).
+#[test]
+fn every_golden_frame_is_in_the_fuzzers_corpus() {
+    let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus/frame");
+    let requests = requests();
+    let asked = requests.iter().map(|request| frame(Kind::DataRequest, request, 7));
+    let answered = replies().into_iter().map(|reply| frame(Kind::DataReply, &reply, 7));
+    let traced = frame(Kind::TracedRequest, &(context(), &requests[0]), 0);
+    for (at, bytes) in asked.chain(answered).chain([traced]).enumerate() {
+        let file = corpus.join(format!("golden-{at:02}"));
+        if std::env::var_os("UPDATE").is_some() {
+            std::fs::write(&file, &bytes).expect("writable");
+        }
+        let kept = std::fs::read(&file).unwrap_or_default();
+        assert!(kept == bytes, "{} is another: UPDATE=1 writes it", file.display());
+    }
+}
+
 proptest! {
     #[test]
     fn random_bytes_are_never_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {

@@ -5,6 +5,7 @@ mod blocks;
 mod codecs;
 mod coordinator;
 mod disk;
+mod disk_keys;
 mod disk_trouble;
 mod explain;
 mod faults;
@@ -23,6 +24,7 @@ mod replication;
 mod share;
 mod snapshots;
 mod stages;
+mod strangers;
 mod tenants;
 mod traces;
 mod watch;
@@ -66,6 +68,7 @@ struct Setup {
     /// Folder and number of records of its disk tier.
     disk: Option<(PathBuf, usize)>,
     disk_tuning: DiskTuning,
+    disk_keys: crate::DiskKeys,
     devices: usize,
     device_frames: usize,
     host_frames: usize,
@@ -104,6 +107,7 @@ impl Default for Setup {
             persist: None,
             disk: None,
             disk_tuning: DiskTuning::default(),
+            disk_keys: crate::DiskKeys::default(),
             devices: 1,
             device_frames: 32,
             host_frames: 0,
@@ -177,6 +181,7 @@ impl Setup {
                 ..crate::Tuning::default()
             },
             disk_folder: self.disk.as_ref().map(|(folder, _)| folder.clone()),
+            disk_keys: self.disk_keys.clone(),
             persist: self.persist.clone(),
             names_bytes: 32 << 20,
             redis: self.redis.clone(),
