@@ -2,6 +2,7 @@
 //! confirmed, and who is past the moment at which they may be declared down.
 
 use crate::afterlives::Afterlives;
+use kvhive_planted::{Bug, is};
 use kvhive_protocol::control::{DeviceLoad, Heartbeat, MAX_UNREACHED};
 use kvhive_protocol::emptying::{MAX_EMPTIED_TOLD, MAX_FRAME_SIZES, MAX_LOST_NAMED};
 use kvhive_protocol::load::{MAX_HOT_SLOTS, MAX_SLOTS_TOLD, MAX_TENANT_LOADS};
@@ -163,7 +164,10 @@ impl Leases {
         }
         self.ghosts.retain(|_, ghost| ghost.lease_until > self.now);
         let (now, grace, inherited) = (self.now, grace(&map.settings), self.inherited_until(map));
-        let serving_until = self.began + serving_grace(&map.settings);
+        let serving_until = match is(Bug::NewLeaderForgetsLeases) {
+            true => self.began,
+            false => self.began + serving_grace(&map.settings),
+        };
         for (id, member) in map.members.iter().filter(|(_, member)| is_up(member)) {
             self.records.entry(*id).or_insert_with(|| Record {
                 generation: member.generation,
@@ -209,7 +213,8 @@ impl Leases {
             until: one.serving_until,
             is_silent: one.lease_until <= now,
         });
-        up.chain(self.afterlives.serving_before(epoch, now))
+        let over = self.afterlives.serving_before(epoch, now);
+        up.chain(over.filter(|_| !is(Bug::ClearForgetsAfterlives)))
     }
 
     /// Returns an afterlife that is over and for which a proposal is due, as [`Leases::condemn`] does.
@@ -245,6 +250,7 @@ impl Leases {
     ) -> Option<(MemberId, Generation, bool)> {
         let now = self.now;
         let due = |record: &Record| match record.condemned {
+            None if is(Bug::DownTooEarly) => record.down_after <= now + Duration::from_millis(500),
             None => record.down_after <= now,
             Some((again, _)) => again <= now,
         };
