@@ -45,6 +45,15 @@ pub(crate) enum Verdict {
     Elsewhere,
     /// Another replica, if at all: this member would answer no better later.
     GiveUp,
+    /// Another replica, if at all: there is more to do than can be done in time, and asking anybody else would be more still.
+    Spare,
+}
+
+impl Verdict {
+    /// Says whether asking the same member once more would do no good.
+    pub(crate) fn is_final(self) -> bool {
+        matches!(self, Verdict::GiveUp | Verdict::Spare)
+    }
 }
 
 impl Shared {
@@ -62,7 +71,11 @@ impl Shared {
             }
             Fault::Refused(WireError::Busy { .. }) => {
                 count(&self.counters.busy, 1);
-                Verdict::Wait
+                if self.waits().repeat() { Verdict::Wait } else { Verdict::Spare }
+            }
+            Fault::Overloaded => {
+                count(&self.counters.shed, 1);
+                Verdict::Spare
             }
             Fault::Refused(WireError::NoLease) | Fault::Io(_) | Fault::Closed | Fault::Timeout(_) => {
                 count(&self.counters.failovers, 1);

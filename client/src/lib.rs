@@ -40,6 +40,7 @@ mod namespace;
 mod pins;
 mod pool;
 mod prefix;
+mod queue;
 mod recall;
 mod release;
 mod retry;

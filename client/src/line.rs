@@ -76,7 +76,7 @@ impl<'a> Line<'a> {
         let owner = map.owner(device).ok_or(Fault::Refused(WireError::WrongDevice { device }))?;
         let address = &owner.data_address;
         let presence = Presence::new(shared, device, owner.generation);
-        let lease = shared.pool.take(address, deadline).await?;
+        let lease = shared.pool.take_in_time(address, deadline).await?;
         let asked = VecDeque::new();
         Ok(Line { shared, address, lease, asked, has_answered: false, deadline, trace, presence })
     }
@@ -135,6 +135,7 @@ impl<'a> Line<'a> {
         }
         self.has_answered |= matches!(answer, Ok(_) | Err(Fault::Refused(_)));
         if let Ok(reply) = &answer {
+            self.shared.waits().earn_repeat();
             self.shared.notice(reply.epoch());
         }
         answer

@@ -1,6 +1,7 @@
 //! Connections to nodes, kept per address and bounded. An address that cannot be dialled is left alone for a while, so
 //! that a dead member costs its callers one refusal and not one dial each.
 
+use crate::queue::Queue;
 use kvhive_wire::{Connection, Fault, Identity};
 use std::collections::HashMap;
 use std::io;
@@ -26,6 +27,7 @@ pub struct Pool {
     dial_limit: Duration,
     addresses: Mutex<HashMap<String, Arc<Address>>>,
     dials: AtomicU64,
+    begun: Instant,
 }
 
 struct Address {
@@ -33,8 +35,8 @@ struct Address {
     state: Mutex<State>,
 }
 
-#[derive(Default)]
 struct State {
+    queue: Queue,
     idle: Vec<Connection>,
     failures: u32,
     rests_until: Option<Instant>,
@@ -45,7 +47,21 @@ pub struct Lease {
     connection: Connection,
     address: Arc<Address>,
     was_idle: bool,
+    since: Instant,
     _permit: OwnedSemaphorePermit,
+}
+
+/// One who waits for a place at an address.
+struct Waiting<'a> {
+    pool: &'a Pool,
+    address: &'a Address,
+    has_place: bool,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        lock(&self.address.state).queue.leave(self.pool.begun.elapsed(), self.has_place);
+    }
 }
 
 impl Pool {
@@ -58,6 +74,7 @@ impl Pool {
             dial_limit,
             addresses: Mutex::new(HashMap::new()),
             dials: AtomicU64::new(0),
+            begun: Instant::now(),
         }
     }
 
@@ -75,11 +92,45 @@ impl Pool {
     pub async fn take(&self, address: &str, deadline: Instant) -> Result<Lease, Fault> {
         let known = self.known(address);
         let permit = permit(&known, deadline).await?;
+        self.lease(address, known, permit, deadline).await
+    }
+
+    /// As [`Pool::take`], for what somebody can do without: [`Fault::Overloaded`] at once where all connections are taken and none would be
+    /// free in time.
+    ///
+    /// # Errors
+    /// As [`Pool::take`], and that.
+    pub async fn take_in_time(&self, address: &str, deadline: Instant) -> Result<Lease, Fault> {
+        let known = self.known(address);
+        let permit = match known.permits.clone().try_acquire_owned() {
+            Ok(permit) => permit,
+            Err(_) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                let patience =
+                    lock(&known.state).queue.enter(self.begun.elapsed(), left).ok_or(Fault::Overloaded)?;
+                let mut waiting = Waiting { pool: self, address: &known, has_place: false };
+                let permit =
+                    permit(&known, Instant::now() + patience).await.map_err(|_| Fault::Overloaded)?;
+                waiting.has_place = true;
+                permit
+            }
+        };
+        self.lease(address, known, permit, deadline).await
+    }
+
+    async fn lease(
+        &self,
+        address: &str,
+        known: Arc<Address>,
+        permit: OwnedSemaphorePermit,
+        deadline: Instant,
+    ) -> Result<Lease, Fault> {
         loop {
             let idle = lock(&known.state).idle.pop();
             match idle {
                 Some(connection) if connection.is_idle() => {
-                    return Ok(Lease { connection, address: known, was_idle: true, _permit: permit });
+                    let since = Instant::now();
+                    return Ok(Lease { connection, address: known, was_idle: true, since, _permit: permit });
                 }
                 Some(_) => {}
                 None => return self.dial(address, known, permit, deadline).await,
@@ -117,8 +168,9 @@ impl Pool {
         permit: OwnedSemaphorePermit,
         deadline: Instant,
     ) -> Result<Lease, Fault> {
+        let since = Instant::now();
         let connection = self.connect(address, &known, deadline).await?;
-        Ok(Lease { connection, address: known, was_idle: false, _permit: permit })
+        Ok(Lease { connection, address: known, was_idle: false, since, _permit: permit })
     }
 
     async fn connect(&self, address: &str, known: &Address, deadline: Instant) -> Result<Connection, Fault> {
@@ -174,7 +226,12 @@ impl Pool {
         }
         let known = Arc::new(Address {
             permits: Arc::new(Semaphore::new(self.per_address)),
-            state: Mutex::new(State::default()),
+            state: Mutex::new(State {
+                queue: Queue::new(self.per_address),
+                idle: Vec::new(),
+                failures: 0,
+                rests_until: None,
+            }),
         });
         addresses.insert(address.to_owned(), known.clone());
         known
@@ -185,7 +242,9 @@ impl Lease {
     /// Gives the connection back for others, if it is still whole.
     pub fn give_back(self) {
         if self.connection.is_idle() {
-            lock(&self.address.state).idle.push(self.connection);
+            let mut state = lock(&self.address.state);
+            state.queue.took(self.since.elapsed());
+            state.idle.push(self.connection);
         }
     }
 

@@ -24,6 +24,8 @@ pub struct ClientStats {
     pub failovers: u64,
     /// Requests repeated because a node was busy.
     pub busy: u64,
+    /// Requests that were not made, as all connections to a node were taken and none would have been free in time.
+    pub shed: u64,
     /// Reads that were late and asked of other replicas as well.
     pub hedges: u64,
     /// Connections dialled to nodes.
@@ -55,6 +57,7 @@ pub(crate) struct Counters {
     pub(crate) stale_epochs: AtomicU64,
     pub(crate) failovers: AtomicU64,
     pub(crate) busy: AtomicU64,
+    pub(crate) shed: AtomicU64,
     pub(crate) hedges: AtomicU64,
     pub(crate) bytes_fetched_on_gpu: AtomicU64,
     pub(crate) bytes_stored_on_gpu: AtomicU64,
@@ -74,6 +77,7 @@ impl Counters {
             stale_epochs: read(&self.stale_epochs),
             failovers: read(&self.failovers),
             busy: read(&self.busy),
+            shed: read(&self.shed),
             hedges: read(&self.hedges),
             dials,
             bytes_fetched_on_gpu: read(&self.bytes_fetched_on_gpu),

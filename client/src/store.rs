@@ -438,7 +438,7 @@ impl Round<'_> {
             }
             Verdict::Wait => self.wait = true,
             Verdict::Elsewhere => self.nowhere = true,
-            Verdict::GiveUp => {
+            Verdict::GiveUp | Verdict::Spare => {
                 for at in left {
                     self.outcomes[at - self.start] = Some(StoreOutcome::Unreachable);
                 }

@@ -301,7 +301,7 @@ impl Values {
                     Err(fault) => {
                         tracing::debug!(device = %job.device, %fault, "names not answered for");
                         let verdict = shared.judge(&map, &fault);
-                        if verdict == Verdict::GiveUp {
+                        if verdict.is_final() {
                             job.positions.iter().for_each(|at| given_up[*at] = true);
                         }
                         troubles.push(verdict);
@@ -379,7 +379,7 @@ impl Values {
                     (fault, verdict)
                 }
             };
-            if verdict == Verdict::GiveUp || !mend(shared, &map, &[verdict], &mut backoff, deadline).await {
+            if verdict.is_final() || !mend(shared, &map, &[verdict], &mut backoff, deadline).await {
                 return Err(fault.into());
             }
         }
@@ -417,7 +417,7 @@ async fn mend(
     if let Some(epoch) = wanted.max() {
         again = shared.refresh_to(map.epoch, epoch, deadline).await;
     }
-    let waits = troubles.iter().any(|verdict| *verdict != Verdict::GiveUp);
+    let waits = troubles.iter().any(|verdict| !verdict.is_final());
     if waits && !again && backoff.wait(deadline).await {
         if troubles.contains(&Verdict::Elsewhere) {
             let now = Instant::now();

@@ -13,6 +13,8 @@ mod far;
 mod ferrying;
 mod fill;
 mod frames;
+#[doc(hidden)]
+pub mod fuzz;
 mod guards;
 mod handle;
 mod latency;

@@ -127,7 +127,7 @@ fn of_fault(fault: &Fault) -> Kind {
         Fault::Tls(_) => Kind::Tls,
         Fault::Impostor => Kind::Unauthorized,
         Fault::Protocol(_) => Kind::Refused,
-        Fault::Closed | Fault::Io(_) | Fault::Timeout(_) => Kind::Unreachable,
+        Fault::Closed | Fault::Io(_) | Fault::Timeout(_) | Fault::Overloaded => Kind::Unreachable,
     }
 }
 

@@ -144,8 +144,10 @@ def until_both_ranks_serve(engine: Engine, one: list[int]) -> None:
 
 
 def test_two_ranks_load_each_their_own(cluster: Cluster, model: str, reference: Reference) -> None:
+    # Three processes of the engine never sleep: on two cores an answer of the cluster's can take seconds to come.
+    patient = {**cluster.extra, "wait_ms": 60_000}
     for is_warm in (False, True):
-        with Engine(model, cluster.extra, tensor_parallel_size=2) as engine:
+        with Engine(model, patient, tensor_parallel_size=2) as engine:
             until_both_ranks_serve(engine, prompt(f"first of an engine that is warm: {is_warm}", 100))
             before = external_hits(engine)
             # One after the other: an engine that ends waits two seconds for what it still stores, and no longer.

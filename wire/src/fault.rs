@@ -30,6 +30,9 @@ pub enum Fault {
     /// It took too long.
     #[error("no answer within {0:?}")]
     Timeout(Duration),
+    /// It was not asked: all connections to it are taken, and none would be free in time.
+    #[error("more is asked of it than it serves in time")]
+    Overloaded,
 }
 
 impl From<io::Error> for Fault {

@@ -11,6 +11,7 @@ mod join;
 mod matching;
 mod memory;
 mod metadata;
+mod overload;
 mod placement;
 mod policy;
 mod private;
@@ -52,6 +53,8 @@ enum Kind {
     },
     /// Fetch from two replicas when one of them is slow, against the same when it is not
     Reads,
+    /// Fetch at three times the rate that a node can serve, against its peak, against four fifths of it, and afterwards
+    Overload,
     /// Fetch while a node joins a cluster of two, against the same before it comes; blocks moved, against its share
     Join,
     /// Match through the network and within one shard, against raw TCP echo and a hash map; what a match leaves for later, and a
@@ -200,6 +203,7 @@ impl Bench {
         let (bench, rows) = match &self.kind {
             Kind::Data { tls } => ("data", data::run(self.runs, *tls)?),
             Kind::Reads => ("reads", vec![slow::run(self.runs)?]),
+            Kind::Overload => ("overload", overload::run(self.runs)?),
             Kind::Join => ("join", join::run(self.runs)?),
             Kind::Match => ("match", matching::run(self.runs)?),
             Kind::Metadata { baseline: Some(command), baseline_name: Some(name) } => {

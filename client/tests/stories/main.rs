@@ -10,6 +10,7 @@ mod fakes;
 mod hostile;
 mod maps;
 mod matches;
+mod overload;
 mod releases;
 mod slow;
 mod stores;

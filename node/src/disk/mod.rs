@@ -29,6 +29,7 @@ pub(crate) use keeper::Keeper;
 pub use measure::DiskBench;
 pub(crate) use place::{Payload, Place, ReadError};
 pub(crate) use queue::Backend;
+pub use record::fuzz_record;
 pub(crate) use record::{TenantMark, record_bytes, tenant_mark};
 pub(crate) use scan::{Found, scan_bytes};
 pub(crate) use store::Store;

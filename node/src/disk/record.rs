@@ -116,6 +116,17 @@ impl RecordHeader {
     }
 }
 
+/// Reads a page that begins so, its checksum made good first, and writes it again. For `kvhive-fuzz` alone.
+pub fn fuzz_record(bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut page = vec![0; PAGE];
+    page.get_mut(..bytes.len().min(SUM_AT))?.copy_from_slice(&bytes[..bytes.len().min(SUM_AT)]);
+    let sum = blake3::hash(&page[..SUM_AT]);
+    page[SUM_AT..].copy_from_slice(sum.as_bytes());
+    let header = RecordHeader::decode(&page).ok()?;
+    header.encode(&mut page);
+    Some(page)
+}
+
 fn field<const N: usize>(page: &[u8; PAGE], at: usize) -> [u8; N] {
     let mut out = [0; N];
     out.copy_from_slice(&page[at..at + N]);

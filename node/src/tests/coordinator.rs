@@ -47,6 +47,12 @@ struct Script {
 
 impl FakeCoordinator {
     pub(super) async fn start() -> FakeCoordinator {
+        FakeCoordinator::leasing(Duration::from_secs(1)).await
+    }
+
+    /// As [`FakeCoordinator::start`], with leases of this length.
+    pub(super) async fn leasing(lease: Duration) -> FakeCoordinator {
+        let lease_ms = lease.as_millis() as u64;
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("it is bound");
         let tenant =
@@ -55,9 +61,9 @@ impl FakeCoordinator {
             replicas: 3,
             segment_blocks: 16,
             ack: Ack::Primary,
-            lease_ms: 1000,
+            lease_ms,
             heartbeat_ms: 20,
-            serving_lease_ms: 1000,
+            serving_lease_ms: lease_ms,
         };
         let map = ClusterMap {
             tenants: BTreeMap::from([(TENANT, tenant)]),

@@ -23,6 +23,7 @@ mod replication;
 mod share;
 mod snapshots;
 mod stages;
+mod strangers;
 mod tenants;
 mod traces;
 mod watch;
@@ -86,6 +87,8 @@ struct Setup {
     speaks: Level,
     /// How many of a million requests are traced.
     sample_ppm: u32,
+    /// How long its coordinator's leases are.
+    lease: Duration,
 }
 
 impl Default for Setup {
@@ -118,6 +121,7 @@ impl Default for Setup {
             gpus_apart: false,
             speaks: Level::NEWEST,
             sample_ppm: 0,
+            lease: Duration::from_secs(1),
         }
     }
 }
@@ -215,7 +219,7 @@ impl Setup {
 
     /// Starts a coordinator and nodes that are all replicas of all slots, and waits until all serve by that map.
     async fn several(&self, count: usize) -> (FakeCoordinator, Vec<NodeHandle>) {
-        let coordinator = FakeCoordinator::start().await;
+        let coordinator = FakeCoordinator::leasing(self.lease).await;
         let mut nodes: Vec<_> =
             (0..count).map(|at| self.start(&format!("node-{at}"), &coordinator)).collect();
         for node in &nodes {

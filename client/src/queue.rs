@@ -1,0 +1,239 @@
+//! Who may wait for a connection to a node, and how long. Decides by what it is told; the clock is its caller's.
+//!
+//! Where less is served than is asked, somebody goes without. Whoever could not be served in time anyway is told so at once, which leaves the
+//! others' transfers whole: one that is cut off at its deadline has cost the node its work and the client a connection. Once somebody had
+//! to go without, nobody waits long for a while, or until no one waits any more: as many are served, and each of them soon (a standing queue
+//! is told from a burst as by CoDel: Nichols and Jacobson 2012, RFC 8289; shedding by the time in a queue: Maurer, "Fail at scale", 2015). Then all
+//! wait again as they would, lest a hiccup be the end of readers that were many all along and in no hurry; if that was too soon, the
+//! next while is twice as long. How long a place is awaited follows from how many wait and how long transfers take (Little 1961).
+
+use std::time::Duration;
+
+/// So many transfers say what they take on average.
+const REMEMBERED: f64 = 8.0;
+/// So long one may wait though others go without.
+const SHORT: f64 = 0.005;
+/// Or so many transfers' time, where that is more.
+const SHORT_TRANSFERS: f64 = 2.0;
+/// For so long nobody waits longer, at first.
+const LEAST_WHILE: f64 = 5.0;
+/// And at most.
+const MOST_WHILE: f64 = 40.0;
+
+/// Those who wait for one of a few places.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) struct Queue {
+    places: usize,
+    waiting: usize,
+    /// How long a place is taken on average, in seconds; 0 while nothing is known.
+    takes: f64,
+    /// Transfers that say so, up to [`REMEMBERED`].
+    seen: f64,
+    /// Until when nobody waits long, in seconds: somebody had to go without.
+    overrun_until: Option<f64>,
+    /// For how long that is.
+    period: f64,
+    /// If somebody has to go without before this, it is to be longer.
+    too_soon: f64,
+}
+
+impl Queue {
+    pub(crate) fn new(places: usize) -> Queue {
+        let places = places.max(1);
+        let (overrun_until, period, too_soon) = (None, LEAST_WHILE, 0.0);
+        Queue { places, waiting: 0, takes: 0.0, seen: 0.0, overrun_until, period, too_soon }
+    }
+
+    /// Begins to wait, with so much time left: no place is free. Returns how long that makes sense; none where it makes none.
+    pub(crate) fn enter(&mut self, now: Duration, left: Duration) -> Option<Duration> {
+        let (now, left) = (now.as_secs_f64(), left.as_secs_f64());
+        if self.overrun_until.is_some_and(|until| until <= now) {
+            self.overrun_until = None;
+            // As long as it takes until the next one is late.
+            self.too_soon = now + self.period + left;
+        }
+        let spare = left - self.takes;
+        let is_overrun = self.overrun_until.is_some();
+        let allowed = if is_overrun { spare.min(SHORT.max(SHORT_TRANSFERS * self.takes)) } else { spare };
+        let expected = self.takes * (self.waiting + 1) as f64 / self.places as f64;
+        if allowed <= 0.0 || expected > allowed {
+            if self.waiting > 0 {
+                self.is_overrun(now);
+            }
+            return None;
+        }
+        self.waiting += 1;
+        Some(Duration::from_secs_f64(allowed))
+    }
+
+    /// Waits no more: there is a place, or the time is up.
+    pub(crate) fn leave(&mut self, now: Duration, has_place: bool) {
+        self.waiting = self.waiting.saturating_sub(1);
+        if self.waiting == 0 {
+            self.overrun_until = None;
+        } else if !has_place {
+            self.is_overrun(now.as_secs_f64());
+        }
+    }
+
+    /// Gives a place back after a transfer that went well.
+    pub(crate) fn took(&mut self, time: Duration) {
+        self.seen = (self.seen + 1.0).min(REMEMBERED);
+        self.takes += (time.as_secs_f64() - self.takes) / self.seen;
+    }
+
+    fn is_overrun(&mut self, now: f64) {
+        if self.overrun_until.is_some() {
+            return;
+        }
+        self.period = if now < self.too_soon { (2.0 * self.period).min(MOST_WHILE) } else { LEAST_WHILE };
+        self.overrun_until = Some(now + self.period);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::VecDeque;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn usually(takes: Duration) -> Queue {
+        let mut queue = Queue::new(4);
+        queue.took(takes);
+        queue
+    }
+
+    #[test]
+    fn a_burst_that_is_served_in_time_is_served_whole() {
+        let mut queue = usually(10 * MS);
+        // The last of them waits for twenty transfers of 10 ms at four places, and takes 10 ms itself.
+        for _ in 0..20 {
+            assert!(queue.enter(MS, 61 * MS).is_some());
+        }
+        assert_eq!(queue.enter(MS, 61 * MS), None);
+    }
+
+    #[test]
+    fn who_could_not_be_served_in_time_is_told_at_once() {
+        let mut queue = usually(100 * MS);
+        assert_eq!(queue.enter(MS, 90 * MS), None, "its own transfer takes longer");
+        assert_eq!(queue.enter(MS, 200 * MS), Some(100 * MS), "nobody waited: that was no overload");
+    }
+
+    /// One that is overrun, with this many who wait.
+    fn overrun(queue: &mut Queue, now: Duration) -> usize {
+        let mut waiting = 0;
+        while queue.enter(now, 101 * MS).is_some() {
+            waiting += 1;
+        }
+        waiting
+    }
+
+    #[test]
+    fn nobody_waits_long_while_others_go_without_until_nobody_waits() {
+        let mut queue = usually(MS);
+        let waiting = overrun(&mut queue, MS);
+        assert_eq!(waiting, 400);
+        for left in (1..waiting).rev() {
+            queue.leave(2 * MS, true);
+            let entered = queue.enter(2 * MS, 1000 * MS);
+            assert_eq!(entered, (left < 20).then_some(5 * MS), "{left}");
+            if entered.is_some() {
+                queue.leave(2 * MS, true);
+            }
+        }
+        queue.leave(2 * MS, true);
+        assert_eq!(queue.enter(2 * MS, 1000 * MS), Some(999 * MS));
+    }
+
+    #[test]
+    fn one_whose_time_is_up_is_one_who_went_without() {
+        let mut queue = usually(MS);
+        assert!((0..2).all(|_| queue.enter(MS, 1000 * MS).is_some()));
+        queue.leave(MS, false);
+        assert_eq!(queue.enter(MS, 1000 * MS), Some(5 * MS));
+    }
+
+    #[test]
+    fn many_that_have_time_wait_again_soon_after_a_hiccup_and_later_where_that_was_too_soon() {
+        let mut queue = usually(MS);
+        let mut now = MS;
+        for period in [5000, 10_000, 20_000, 40_000, 40_000] {
+            // Somebody waits all the time.
+            overrun(&mut queue, now);
+            while queue.waiting > 10 {
+                queue.leave(now, true);
+            }
+            assert_eq!(queue.enter(now + (period - 1) * MS, 1000 * MS), Some(5 * MS), "{period}");
+            queue.leave(now, true);
+            now += (period + 1) * MS;
+            assert_eq!(queue.enter(now, 1000 * MS), Some(999 * MS), "{period}");
+        }
+        now += 60_000 * MS;
+        overrun(&mut queue, now);
+        queue.waiting = 10;
+        assert_eq!(queue.enter(now + 5001 * MS, 1000 * MS), Some(999 * MS), "that was long ago");
+    }
+
+    #[test]
+    fn of_a_node_that_nothing_is_known_of_everybody_waits() {
+        let mut queue = Queue::new(1);
+        assert!((0..1000).all(|_| queue.enter(MS, 5000 * MS) == Some(5000 * MS)));
+    }
+
+    /// Serves arrivals at this many times what four places serve, for 400 deadlines; returns how many were served in time, of how many
+    /// could have been, and how many of those that were served in the second half had waited longer than they should.
+    fn simulated(load: f64, takes_ms: f64, deadline_ms: f64) -> (f64, f64) {
+        let mut queue = Queue::new(4);
+        let at = |ms: f64| Duration::from_secs_f64(ms / 1e3);
+        let (every, end) = (takes_ms / 4.0 / load, 400.0 * deadline_ms);
+        let mut free_at = [0.0f64; 4];
+        // When they came, and until when they wait.
+        let mut waiting: VecDeque<(f64, f64)> = VecDeque::new();
+        let (mut good, mut late, mut second_half, mut now) = (0, 0, 0, 0.0);
+        let serve = |queue: &mut Queue, free_at: &mut [f64; 4], came: f64, begins: f64| {
+            let place = free_at.iter_mut().min_by(|one, other| one.total_cmp(other)).expect("four");
+            *place = begins + takes_ms;
+            queue.took(at(takes_ms));
+            u32::from(begins + takes_ms - came <= deadline_ms)
+        };
+        while now < end {
+            // Places that became free before this arrival.
+            while let Some(&(came, until)) = waiting.front() {
+                let free = free_at.iter().copied().fold(f64::INFINITY, f64::min);
+                if free.min(until) > now {
+                    break;
+                }
+                waiting.pop_front();
+                queue.leave(at(free.min(until)), free <= until);
+                if free <= until {
+                    good += serve(&mut queue, &mut free_at, came, free.max(came));
+                    if came > end / 2.0 {
+                        second_half += 1;
+                        late += u32::from(free - came > 5.0f64.max(2.0 * takes_ms) + 1e-6);
+                    }
+                }
+            }
+            if free_at.iter().any(|free| *free <= now) {
+                good += serve(&mut queue, &mut free_at, now, now);
+            } else if let Some(wait) = queue.enter(at(now), at(deadline_ms)) {
+                waiting.push_back((now, now + wait.as_secs_f64() * 1e3));
+            }
+            now += every;
+        }
+        let possible = end / takes_ms * 4.0 * load.min(1.0);
+        (f64::from(good) / possible, f64::from(late) / f64::from(second_half.max(1)))
+    }
+
+    #[test]
+    fn under_three_times_the_load_as_many_are_served_and_each_of_them_soon() {
+        for (takes, deadline) in [(1.0, 100.0), (10.0, 200.0), (50.0, 1000.0)] {
+            let (share, late) = simulated(0.8, takes, deadline);
+            assert!(share > 0.98 && late == 0.0, "{takes} ms: {share}, {late}");
+            let (share, late) = simulated(3.0, takes, deadline);
+            assert!(share > 0.98, "{takes} ms: {share}");
+            assert!(late < 0.05, "{takes} ms: {late}");
+        }
+    }
+}
