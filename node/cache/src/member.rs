@@ -162,7 +162,6 @@ impl Member {
                 self.state = State::Inside { member, generation };
                 self.learn(map, effects);
             }
-            MemberEvent::Beat { map, .. } if is(Bug::LeaseFromAnswer) => self.on_beat(now, map, effects),
             MemberEvent::Beat { sent, map } => self.on_beat(sent, map, effects),
             MemberEvent::Failed => {
                 self.asking = false;

@@ -31,10 +31,6 @@ macro_rules! bugs {
 bugs! {
     // Coordinators: consensus.
 
-    /// A peer answers a leader before what it vouches for is on its disk.
-    AnswersBeforeSync, "M2";
-    /// A leader answers reads without asking whether it still leads.
-    ReadsWithoutAsking, "M1";
     /// A proposal whose outcome is unknown is said not to have happened.
     LostIsNotApplied, "M3";
     /// A peer whose log is empty votes at once, though it may have lost it.
@@ -63,33 +59,15 @@ bugs! {
 
     /// A clear is acknowledged at once.
     ClearIsDoneAtOnce, "B11";
-    /// A clear does not wait for who is over by the map and may be serving still.
-    ClearForgetsAfterlives, "B11";
-    /// A new leader does not wait for leases that the one before granted.
-    NewLeaderForgetsLeases, "B11";
     /// A member is declared down when half its lease is over.
     DownTooEarly, "B14";
-    /// A member is renewed that is being declared down.
-    RenewsTheCondemned, "B14";
-    /// A slot moves on before its blocks are where it goes.
-    MovesBeforeFilled, "B15";
 
     // Nodes: membership and what they give away.
 
-    /// A lease counts from when the answer came.
-    LeaseFromAnswer, "B14";
     /// A lease counts before the map is adopted that came with it.
     LeaseBeforeMap, "B11";
     /// Who is told that it is no member any more does not register again.
     FencedStaysOut, "M12";
-    /// A pass that nobody has answered counts as one that has given everything.
-    UnansweredIsGiven, "B15";
-    /// A new block that has not got to where its slot goes is forgotten.
-    MissedIsForgotten, "B15";
-    /// A copy counts that somebody keeps who holds no lease.
-    LeaselessCopyCounts, "B15";
-    /// A block is acknowledged that who is given its slot does not have.
-    AcknowledgedTooEarly, "B15";
 
     // Nodes: the shard.
 

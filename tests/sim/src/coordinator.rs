@@ -153,7 +153,6 @@ impl Coordinator {
             overseer: Overseer::new(Tuning {
                 repair_after: Duration::from_secs(1),
                 avoid_for: Duration::from_secs(1),
-                plan_every: Duration::from_millis(100),
                 balance: BalanceTuning {
                     continuous: true,
                     beyond_percent: 106,

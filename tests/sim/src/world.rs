@@ -196,15 +196,6 @@ impl World {
         self.at(delay, event);
     }
 
-    /// Sends bytes of blocks, which take their time, and get lost where much else does not.
-    fn send_bulk(&mut self, from: Host, to: Host, event: Event) {
-        let is_lost = self.random.one_in(8) && !self.is_quiet() && !self.muted.weather;
-        let delay = 1 + self.random.below(if self.random.one_in(3) { 200 } else { 10 });
-        if !is_lost && !self.cut.contains(&(from, to)) {
-            self.at(delay, event);
-        }
-    }
-
     /// Sends something that the network may bring twice.
     fn send(&mut self, from: Host, to: Host, event: impl Fn() -> Event) {
         self.send_once(from, to, event());
