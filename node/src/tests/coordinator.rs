@@ -36,6 +36,8 @@ struct Script {
     silent: bool,
     fenced: bool,
     confirmed: BTreeMap<MemberId, Epoch>,
+    /// Heartbeats so far.
+    beats: u64,
     left: Vec<MemberId>,
     occupied: Vec<u8>,
     filled: Vec<(Slot, DeviceId)>,
@@ -74,6 +76,7 @@ impl FakeCoordinator {
             silent: false,
             fenced: false,
             confirmed: BTreeMap::new(),
+            beats: 0,
             left: Vec::new(),
             occupied: Vec::new(),
             filled: Vec::new(),
@@ -128,6 +131,18 @@ impl FakeCoordinator {
 
     pub(super) fn epoch(&self) -> Epoch {
         self.script().map.epoch
+    }
+
+    /// Returns how many heartbeats it has answered.
+    pub(super) fn beats(&self) -> u64 {
+        self.script().beats
+    }
+
+    /// Takes all tenants off the map; returns them, and the map's epoch.
+    pub(super) fn delete_tenants(&self) -> (BTreeMap<TenantId, Tenant>, Epoch) {
+        let mut script = self.script();
+        script.map.epoch = script.map.epoch.next();
+        (std::mem::take(&mut script.map.tenants), script.map.epoch)
     }
 
     /// Raises the tenant's era; returns the era and the map's epoch.
@@ -256,6 +271,7 @@ impl Script {
             return ControlReply::Fenced;
         }
         self.confirmed.insert(heartbeat.member, heartbeat.epoch);
+        self.beats += 1;
         self.tenants.clone_from(&heartbeat.devices[0].tenants);
         self.strategies.clone_from(&heartbeat.devices[0].strategies);
         self.occupied.clone_from(&heartbeat.devices[0].occupied);

@@ -5,6 +5,7 @@ mod blocks;
 mod codecs;
 mod coordinator;
 mod disk;
+mod disk_keys;
 mod disk_trouble;
 mod explain;
 mod faults;
@@ -67,6 +68,7 @@ struct Setup {
     /// Folder and number of records of its disk tier.
     disk: Option<(PathBuf, usize)>,
     disk_tuning: DiskTuning,
+    disk_keys: crate::DiskKeys,
     devices: usize,
     device_frames: usize,
     host_frames: usize,
@@ -77,7 +79,7 @@ struct Setup {
     /// How long its GPU is waited for.
     patience: Patience,
     redis: Option<crate::RedisConfig>,
-    /// Whether blocks go from GPU to GPU by NCCL, and what goes wrong in the first worker of a node.
+    /// Whether blocks go from GPU to GPU by NCCL, and what goes wrong in a worker of a node.
     nccl: bool,
     wrong: Option<nccl::Wrong>,
     share_memory: crate::ShareMemory,
@@ -105,6 +107,7 @@ impl Default for Setup {
             persist: None,
             disk: None,
             disk_tuning: DiskTuning::default(),
+            disk_keys: crate::DiskKeys::default(),
             devices: 1,
             device_frames: 32,
             host_frames: 0,
@@ -178,6 +181,7 @@ impl Setup {
                 ..crate::Tuning::default()
             },
             disk_folder: self.disk.as_ref().map(|(folder, _)| folder.clone()),
+            disk_keys: self.disk_keys.clone(),
             persist: self.persist.clone(),
             names_bytes: 32 << 20,
             redis: self.redis.clone(),

@@ -119,6 +119,14 @@ pub const HELP: &[(&str, &str)] = &[
         "kvhive_node_disk_open",
         "1 where the disk tier is used, 0 where it is closed after failures until it works again",
     ),
+    (
+        "kvhive_node_disk_keys",
+        "Keys of the encrypted disk tiers: one for each tenant that has written there since its last clear",
+    ),
+    (
+        "kvhive_node_disk_keys_destroyed_total",
+        "Disk keys destroyed because their tenant was deleted, cleared or given another secret",
+    ),
     ("kvhive_node_disk_probes_total", "Tries whether a closed disk works again"),
     ("kvhive_node_disk_restored_blocks_total", "Blocks found again on the disk at a start"),
     ("kvhive_node_disk_waiting_transfers", "Reads and writes that wait for the disk"),
