@@ -52,8 +52,20 @@ pub const TARGETS: &[Target] = &[
     Target { run: group::words, bytes_beside: AT_ITS_WORD, ..Target::of("raft_words") },
     Target { run: disk::log_record, bytes_for_each: 64, ..Target::of("log_record") },
     Target { run: disk::log_segment, bytes_for_each: 64, max_bytes: 16 << 10, ..Target::of("log_segment") },
-    Target { run: disk::state, bytes_for_each: 256, bytes_beside: AT_ITS_WORD, ..Target::of("state") },
-    Target { run: disk::backup, bytes_for_each: 256, bytes_beside: AT_ITS_WORD, ..Target::of("backup") },
+    Target {
+        run: disk::state,
+        max_bytes: 64 << 10,
+        bytes_for_each: 256,
+        bytes_beside: AT_ITS_WORD,
+        ..Target::of("state")
+    },
+    Target {
+        run: disk::backup,
+        max_bytes: 64 << 10,
+        bytes_for_each: 256,
+        bytes_beside: AT_ITS_WORD,
+        ..Target::of("backup")
+    },
     Target { run: disk::disk_record, ..Target::of("disk_record") },
     Target { run: disk::snapshot_block, max_bytes: 256, ..Target::of("snapshot_block") },
     Target { run: disk::snapshot_manifest, bytes_for_each: 256, ..Target::of("snapshot_manifest") },

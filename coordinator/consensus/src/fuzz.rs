@@ -6,9 +6,11 @@ use crate::standing::{Word, decode_hard_state};
 use crate::types::PeerId;
 use protobuf::Message as _;
 
-/// A peer's raft message, by one that stands anywhere.
-pub fn message(bytes: &[u8]) -> Option<Vec<u8>> {
-    let (about, bytes) = bytes.split_first_chunk::<4>()?;
+/// A peer's raft message, by one that stands anywhere: it is read as the same again. Says whether it is one.
+///
+/// What is compared is what was read: fields that nobody knows are written in any order.
+pub fn message(bytes: &[u8]) -> bool {
+    let Some((about, bytes)) = bytes.split_first_chunk::<4>() else { return false };
     let [numbers, flags, ..] = *about;
     let expected = Expected {
         us: PeerId(1),
@@ -19,10 +21,10 @@ pub fn message(bytes: &[u8]) -> Option<Vec<u8>> {
         is_durable: flags & 2 != 0,
         is_installing: flags & 4 != 0,
     };
-    let read = messages::decode(bytes, &expected)?;
-    let mut out = about.to_vec();
-    read.write_to_vec(&mut out).expect("a message in memory always encodes");
-    Some(out)
+    let Some(read) = messages::decode(bytes, &expected) else { return false };
+    let written = read.write_to_bytes().expect("a message in memory always encodes");
+    assert!(messages::decode(&written, &expected) == Some(read), "it is read as another");
+    true
 }
 
 /// What a peer says before it takes part.
@@ -30,9 +32,11 @@ pub fn word(bytes: &[u8]) -> Option<Vec<u8>> {
     Word::decode(bytes).map(|word| word.encode())
 }
 
-/// The log's hard state.
-pub fn hard_state(bytes: &[u8]) -> Option<Vec<u8>> {
-    decode_hard_state(bytes).ok().map(|held| held.encode())
+/// The log's hard state: it is read as the same again. Says whether it is one.
+pub fn hard_state(bytes: &[u8]) -> bool {
+    let Ok(held) = decode_hard_state(bytes) else { return false };
+    assert!(decode_hard_state(&held.encode()).is_ok_and(|again| again == held), "it is read as another");
+    true
 }
 
 /// An entry that changes the group.
