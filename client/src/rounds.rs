@@ -8,7 +8,7 @@ use crate::prefix::Prefix;
 use crate::retry::Backoff;
 use crate::route::{Job, Plan, Segment, first, plan, segment_at};
 use crate::waits::Sway;
-use kvhive_protocol::{ClusterMap, DeviceId, TraceContext};
+use kvhive_protocol::{ClusterMap, DeviceId, MemberId, TraceContext};
 use kvhive_wire::Fault;
 use tokio::time::Instant;
 
@@ -116,9 +116,15 @@ impl Shared {
         positions: impl Iterator<Item = usize>,
         sway: Sway,
     ) -> Plan {
-        let now = self.now();
+        let (now, near) = (self.now(), self.near(map));
         let mut waits = self.waits();
-        plan(map, prefix, positions, &[], |segment| waits.choose(segment, sway, now))
+        plan(map, prefix, positions, &[], |segment| waits.choose(segment, near, sway, now))
+    }
+
+    /// Returns the member that is to be asked first where it is a replica.
+    pub(crate) fn near(&self, map: &ClusterMap) -> Option<MemberId> {
+        let name = self.config.near.as_ref()?;
+        map.members.iter().find(|(_, member)| member.name == *name).map(|(id, _)| *id)
     }
 }
 

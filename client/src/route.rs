@@ -2,7 +2,7 @@
 
 use crate::prefix::Prefix;
 use kvhive_protocol::data::Run;
-use kvhive_protocol::{BlockKey, ClusterMap, DeviceId, Filling, ReplicaSet, Slot};
+use kvhive_protocol::{BlockKey, ClusterMap, DeviceId, Filling, MemberId, ReplicaSet, Slot};
 
 /// What one device is asked: some positions of a prefix, in order, as runs.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -39,6 +39,11 @@ impl Segment<'_> {
     pub(crate) fn whole(&self) -> impl Iterator<Item = DeviceId> + '_ {
         let lacks = |device: &DeviceId| self.filling.is_some_and(|filling| filling.devices.contains(device));
         self.left().filter(move |device| !lacks(device))
+    }
+
+    /// One of this member that lacks nothing.
+    pub(crate) fn of(&self, member: MemberId) -> Option<DeviceId> {
+        self.whole().find(|device| device.member == member)
     }
 }
 
@@ -158,7 +163,7 @@ mod tests {
     use super::*;
     use kvhive_protocol::data::Ack;
     use kvhive_protocol::map::Settings;
-    use kvhive_protocol::{ClusterId, MemberId, SLOTS};
+    use kvhive_protocol::{ClusterId, SLOTS};
     use proptest::prelude::*;
     use std::sync::Arc;
 

@@ -91,9 +91,11 @@ impl NamespaceClient {
         self.check_staged(prefix, &range, lease)?;
         let mut call = self.call("fetch staged blocks", range.len());
         let map = self.shared().map();
+        let near = self.shared().near(&map);
         let plan = plan(&map, prefix, range.clone(), &[], |segment| {
             let is_lent = |device: &DeviceId| lease.pass(*device).is_some();
-            segment.whole().find(is_lent).or_else(|| segment.left().find(is_lent))
+            let near = near.and_then(|member| segment.of(member)).filter(is_lent);
+            near.or_else(|| segment.whole().find(is_lent)).or_else(|| segment.left().find(is_lent))
         });
         let over = self.over((&map, prefix, lease), range.start, call.trace);
         let tasks = plan.jobs.into_iter().map(|job| self.scatter(&over, job)).collect();

@@ -6,7 +6,7 @@
 //! long an answer usually takes at most, by mean and deviation (Jacobson and Karels 1988, RFC 6298).
 
 use crate::route::Segment;
-use kvhive_protocol::{BlockKey, DeviceId, Generation};
+use kvhive_protocol::{BlockKey, DeviceId, Generation, MemberId};
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -37,19 +37,20 @@ const ANSWERS_TO_COME: u32 = 62;
 const MAX_DEVICES: usize = 65_536;
 
 /// How much shorter the wait at another replica must be before it is asked instead: `times` as short, and `seconds` besides; and
-/// whether it spares those that have just come.
+/// whether it spares those that have just come; and whether a replica that is near is asked rather than the primary.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sway {
     times: f64,
     seconds: f64,
     spares: bool,
+    nears: bool,
 }
 
 impl Sway {
     /// For fetches: what a replica does not have after all is asked of the primary.
-    pub(crate) const FETCH: Sway = Sway { times: 1.5, seconds: 0.000_5, spares: true };
+    pub(crate) const FETCH: Sway = Sway { times: 1.5, seconds: 0.000_5, spares: true, nears: true };
     /// For matches: what a replica does not have is taken to be nowhere, so only a primary that is really slow is passed over.
-    pub(crate) const MATCH: Sway = Sway { times: 3.0, seconds: 0.005, spares: false };
+    pub(crate) const MATCH: Sway = Sway { times: 3.0, seconds: 0.005, spares: false, nears: false };
 }
 
 /// What is known of one device.
@@ -215,15 +216,23 @@ impl Waits {
         Some(rate * ((now.as_secs_f64() - at).max(0.0) / HOPE).exp2())
     }
 
-    /// Chooses whom of a slot's replicas to ask for the segment at `home`: the primary, or where more of them stand than the
+    /// Chooses whom of a slot's replicas to ask for the segment at `home`: one of the member that is near, else the primary, or where more of them stand than the
     /// cluster's `replicas` ask for, one that is this client's own choice for that segment, so that clients spread; instead
     /// of it another one, drawn at random, if the wait there is so much shorter. Those in `avoid` never, and those that lack
     /// older blocks only if nobody else is left; and while another is known well, one that has just come is asked little at first.
-    pub(crate) fn choose(&mut self, segment: &Segment<'_>, sway: Sway, now: Duration) -> Option<DeviceId> {
+    pub(crate) fn choose(
+        &mut self,
+        segment: &Segment<'_>,
+        near: Option<MemberId>,
+        sway: Sway,
+        now: Duration,
+    ) -> Option<DeviceId> {
         let whole: Vec<DeviceId> = segment.whole().collect();
-        let preferred = match whole[..] {
-            [] => return segment.left().next(),
-            [only] => return Some(only),
+        let near = near.filter(|_| sway.nears).and_then(|member| segment.of(member));
+        let preferred = match (&whole[..], near) {
+            ([], _) => return segment.left().next(),
+            ([only], _) => return Some(*only),
+            (_, Some(near)) => near,
             _ if segment.set.0.len() > segment.replicas => self.own_choice(segment.home, &whole)?,
             _ => whole[0],
         };
@@ -274,7 +283,7 @@ fn mixed(word: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kvhive_protocol::{Filling, MemberId, ReplicaSet};
+    use kvhive_protocol::{Filling, ReplicaSet};
 
     const MS: Duration = Duration::from_millis(1);
     const US: Duration = Duration::from_micros(1);
@@ -289,7 +298,7 @@ mod tests {
 
     fn ask(waits: &mut Waits, set: &ReplicaSet, replicas: usize, home: &BlockKey, now: Duration) -> DeviceId {
         let segment = Segment { home, set, filling: None, avoid: &[], replicas };
-        waits.choose(&segment, Sway::FETCH, now).expect("somebody is left")
+        waits.choose(&segment, None, Sway::FETCH, now).expect("somebody is left")
     }
 
     /// One request after the other to `device`, each answered after `took`; returns when the last one was.
@@ -319,6 +328,24 @@ mod tests {
     }
 
     #[test]
+    fn a_replica_that_is_near_is_fetched_from_unless_it_is_slow_or_lacks_blocks() {
+        let (home, set) = (home(1), ReplicaSet(vec![device(1), device(2), device(3)]));
+        let near = Some(MemberId(3));
+        let segment = |filling| Segment { home: &home, set: &set, filling, avoid: &[], replicas: 3 };
+        let mut waits = Waits::new(1);
+        let ask = |waits: &mut Waits, near, now| waits.choose(&segment(None), near, Sway::FETCH, now);
+        assert_eq!(ask(&mut waits, near, Duration::ZERO), Some(device(3)));
+        assert_eq!(ask(&mut waits, Some(MemberId(9)), Duration::ZERO), Some(device(1)), "it is no replica");
+        assert_eq!(waits.choose(&segment(None), near, Sway::MATCH, Duration::ZERO), Some(device(1)));
+        let lacks = Filling { devices: vec![device(3)], streams: false };
+        assert_eq!(waits.choose(&segment(Some(&lacks)), near, Sway::FETCH, Duration::ZERO), Some(device(1)));
+        let now = (1..=3).fold(Duration::ZERO, |now, at| answers(&mut waits, device(at), now, MS, 70));
+        assert_eq!(ask(&mut waits, near, now), Some(device(3)));
+        let now = answers(&mut waits, device(3), now, 100 * MS, 1);
+        assert_ne!(ask(&mut waits, near, now), Some(device(3)), "it is slow");
+    }
+
+    #[test]
     fn who_has_much_to_do_is_passed_over() {
         let mut waits = Waits::new(1);
         let set = ReplicaSet(vec![device(1), device(2)]);
@@ -329,7 +356,11 @@ mod tests {
         }
         assert_eq!(ask(&mut waits, &set, 2, &home(1), now), device(2));
         let segment = Segment { home: &home(1), set: &set, filling: None, avoid: &[], replicas: 2 };
-        assert_eq!(waits.choose(&segment, Sway::MATCH, now), Some(device(1)), "matches are more faithful");
+        assert_eq!(
+            waits.choose(&segment, None, Sway::MATCH, now),
+            Some(device(1)),
+            "matches are more faithful"
+        );
         for _ in 0..4 {
             waits.end(device(1));
         }
@@ -394,7 +425,7 @@ mod tests {
         let filling = Filling { devices: vec![device(2)], streams: true };
         let mut ask = |avoid: &[DeviceId]| {
             let segment = Segment { home: &home(1), set: &set, filling: Some(&filling), avoid, replicas: 3 };
-            waits.choose(&segment, Sway::FETCH, MS)
+            waits.choose(&segment, None, Sway::FETCH, MS)
         };
         assert_eq!(ask(&[device(1)]), Some(device(3)));
         assert_eq!(ask(&[device(1), device(3)]), Some(device(2)));

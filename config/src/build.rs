@@ -226,6 +226,8 @@ fn node(section: &Section<'_>, ledger: &mut Ledger) -> NodeConfig {
         move_slowdown_percent: limits.move_slowdown_percent,
         block_sizes: limits.block_sizes,
         disk_dir: limits.disk_dir,
+        disk_encryption: limits.disk_encryption,
+        disk_key_file: limits.disk_key_file,
         persist_dir: limits.persist_dir,
         persist_every: limits.persist_every,
         share_memory: limits.share_memory,
@@ -247,6 +249,8 @@ struct NodeLimits {
     move_slowdown_percent: u32,
     block_sizes: Vec<BlockClass>,
     disk_dir: Option<String>,
+    disk_encryption: bool,
+    disk_key_file: Option<String>,
     persist_dir: Option<String>,
     persist_every: Option<Duration>,
     share_memory: ShareMemory,
@@ -276,6 +280,10 @@ fn node_limits(section: &Section<'_>, ledger: &mut Ledger) -> NodeLimits {
         move_slowdown_percent,
         block_sizes,
         disk_dir: section.read(ledger, "disk_dir", parse::path),
+        disk_encryption: section
+            .read(ledger, "disk_encryption", parse::choice)
+            .is_none_or(|at| keys::DISK_ENCRYPTION[at] == "on"),
+        disk_key_file: section.read(ledger, "disk_key_file", parse::path),
         persist_dir: section.read(ledger, "persist_dir", parse::path),
         persist_every: section.read(ledger, "persist_every", parse::time),
         share_memory: section

@@ -28,6 +28,7 @@ pub(crate) fn all(parts: &ClusterParts, ledger: &mut Ledger) {
         snapshot(at, node, ledger);
         redis(at, node, ledger);
         folders(at, node, ledger);
+        disk_key(at, node, ledger);
     }
 }
 
@@ -255,6 +256,20 @@ fn snapshot(at: usize, node: &NodeConfig, ledger: &mut Ledger) {
     if node.persist_dir.is_none() && node.persist_every.is_some() && ledger.is_good(&every) {
         let key = ledger.source(&every);
         ledger.conflict(&key, "no snapshot is kept; allowed is with a \"persist_dir\"".to_owned());
+    }
+}
+
+/// A key without what it is for would be thought to protect something.
+fn disk_key(at: usize, node: &NodeConfig, ledger: &mut Ledger) {
+    let file = format!("node[{at}].disk_key_file");
+    if node.disk_key_file.is_none() || !ledger.is_good(&file) {
+        return;
+    }
+    let key = ledger.source(&file);
+    if !ledger.has(&format!("node[{at}].disk_dir")) {
+        ledger.conflict(&key, "there is no disk tier; allowed is with a \"disk_dir\"".to_owned());
+    } else if !node.disk_encryption {
+        ledger.conflict(&key, "nothing is encrypted; allowed is with disk_encryption = \"on\"".to_owned());
     }
 }
 

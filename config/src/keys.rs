@@ -50,6 +50,8 @@ pub(crate) const MAX_PATH_BYTES: usize = 1024;
 pub(crate) const MAX_TOPIC_BYTES: usize = 255;
 /// Whether clients may lend stages to GPUs.
 pub(crate) const GPU_STAGES: [&str; 2] = ["auto", "off"];
+/// Whether the disk tier is encrypted.
+pub(crate) const DISK_ENCRYPTION: [&str; 2] = ["on", "off"];
 /// Whether blocks go by NCCL.
 pub(crate) const NCCL: [&str; 2] = ["auto", "off"];
 /// Names of the modes.

@@ -38,6 +38,10 @@ pub struct NodeConfig {
     pub block_sizes: Vec<BlockClass>,
     /// Folder of the disk tier's files, if any device has one; a relative path starts at the cluster file's folder.
     pub disk_dir: Option<String>,
+    /// Whether blocks of the disk tier are encrypted.
+    pub disk_encryption: bool,
+    /// File of the key that the disk tier's keys are encrypted by, if one is named; a relative path starts at the cluster file's folder.
+    pub disk_key_file: Option<String>,
     /// Folder in which its snapshot's folder stands, if it keeps one; a relative path starts at the cluster file's folder.
     pub persist_dir: Option<String>,
     /// How often the snapshot is written while the node serves, if not only at its end.

@@ -122,6 +122,10 @@ fn node(out: &mut Lines, one: &NodeConfig) {
     if let Some(folder) = &one.disk_dir {
         out.text("disk_dir", folder);
     }
+    out.text("disk_encryption", if one.disk_encryption { "on" } else { "off" });
+    if let Some(file) = &one.disk_key_file {
+        out.text("disk_key_file", file);
+    }
     if let Some(folder) = &one.persist_dir {
         out.text("persist_dir", folder);
     }

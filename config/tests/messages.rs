@@ -380,6 +380,24 @@ fn a_disk_tier_needs_a_folder_and_room_for_a_record_of_each_size() {
 }
 
 #[test]
+fn a_key_file_needs_a_disk_tier_that_is_encrypted() {
+    let given = |lines: &str| with("id = \"node-a\"", lines);
+    assert_eq!(given("disk_dir = \"cache\"\ndisk_key_file = \"/etc/kvhive/disk-key\""), [""; 0]);
+    assert_eq!(
+        given("disk_key_file = \"/etc/kvhive/disk-key\""),
+        [
+            "line 12: node[0].disk_key_file = \"/etc/kvhive/disk-key\": there is no disk tier; allowed is with a \"disk_dir\""
+        ]
+    );
+    assert_eq!(
+        given("disk_dir = \"cache\"\ndisk_encryption = \"off\"\ndisk_key_file = \"key\""),
+        [
+            "line 14: node[0].disk_key_file = \"key\": nothing is encrypted; allowed is with disk_encryption = \"on\""
+        ]
+    );
+}
+
+#[test]
 fn a_disk_tier_and_a_snapshot_need_folders_of_their_own() {
     let given = |disk: &str, persist: &str| {
         with("id = \"node-a\"", &format!("disk_dir = \"{disk}\"\npersist_dir = \"{persist}\""))
@@ -698,7 +716,7 @@ fn every_key_of_the_reference_is_read() {
             "{section}.{key}: {found:#?}"
         );
     }
-    assert_eq!(keys, 14 + 3 + 10 + 3 + 3 + 9 + 36 + 5);
+    assert_eq!(keys, 14 + 3 + 10 + 3 + 3 + 9 + 38 + 5);
 }
 
 #[test]

@@ -130,31 +130,46 @@ impl ControlPlane {
 
 /// Says what a role may ask.
 fn allowed(role: Role, request: &ControlRequest) -> Result<(), WireError> {
-    let what = match (role, request) {
-        (Role::Client, ControlRequest::Register(_)) => "register",
-        (Role::Client, ControlRequest::Heartbeat(_)) => "send heartbeats",
-        (Role::Client | Role::Node, ControlRequest::Overview) => "ask for an overview",
-        (Role::Client | Role::Node, ControlRequest::Trace(_)) => "ask for traces",
-        (Role::Client | Role::Node, ControlRequest::Balance) => "ask for how work is spread",
-        (Role::Client | Role::Node, ControlRequest::Moves) => "ask which slots move",
-        (Role::Client | Role::Node, ControlRequest::Raft(_)) => "manage coordinators",
-        (Role::Coordinator, _) => return Ok(()),
-        (_, ControlRequest::Submit { command, .. }) => match (role, command) {
-            (
-                _,
+    let (whose, what) = whose(request);
+    match role == Role::Coordinator || whose.contains(&role) {
+        true => Ok(()),
+        false => Err(WireError::Forbidden { role: role.to_string(), what: what.to_owned() }),
+    }
+}
+
+/// Says who else than coordinators may ask this, and what it is. Nothing is anybody's that is not named here.
+fn whose(request: &ControlRequest) -> (&'static [Role], &'static str) {
+    const ANYBODYS: &[Role] = &[Role::Client, Role::Node];
+    const CLIENTS: &[Role] = &[Role::Client];
+    const NODES: &[Role] = &[Role::Node];
+    const NOBODYS: &[Role] = &[];
+    match request {
+        ControlRequest::FetchMap { .. } => (ANYBODYS, "ask for the map"),
+        ControlRequest::Status => (ANYBODYS, "ask for a coordinator's status"),
+        ControlRequest::Route(_) => (ANYBODYS, "have a request routed"),
+        ControlRequest::EngineLoad { .. } => (ANYBODYS, "tell an engine's load"),
+        ControlRequest::Register(_) => (NODES, "register"),
+        ControlRequest::Heartbeat(_) => (NODES, "send heartbeats"),
+        ControlRequest::Overview => (NOBODYS, "ask for an overview"),
+        ControlRequest::Trace(_) => (NOBODYS, "ask for traces"),
+        ControlRequest::Balance => (NOBODYS, "ask for how work is spread"),
+        ControlRequest::Moves => (NOBODYS, "ask which slots move"),
+        ControlRequest::Raft(_) => (NOBODYS, "manage coordinators"),
+        ControlRequest::Submit { command, .. } => {
+            let whose = match command {
+                // What coordinators say on their own: a false word of these would have others believe what is not so.
                 Command::Bootstrap { .. }
                 | Command::Register(_)
                 | Command::MarkDown { .. }
+                | Command::MarkEnded { .. }
+                | Command::RaiseLevel { .. }
                 | Command::RecordLoad { .. }
                 | Command::RecordStretch { .. }
                 | Command::PlaceSlots { .. }
                 | Command::Balance { .. }
                 | Command::Record(_)
-                | Command::SetCoordinators { .. },
-            ) => command.name(),
-            (Role::Client, Command::Leave { .. }) => command.name(),
-            (
-                Role::Node,
+                | Command::SetCoordinators { .. } => NOBODYS,
+                Command::Leave { .. } => NODES,
                 Command::CreateTenant { .. }
                 | Command::ClearTenant { .. }
                 | Command::RotateSecret { .. }
@@ -171,13 +186,11 @@ fn allowed(role: Role, request: &ControlRequest) -> Result<(), WireError> {
                 | Command::SetEngine(_)
                 | Command::RemoveEngine { .. }
                 | Command::SetPin { .. }
-                | Command::RemovePin { .. },
-            ) => command.name(),
-            _ => return Ok(()),
-        },
-        _ => return Ok(()),
-    };
-    Err(WireError::Forbidden { role: role.to_string(), what: what.to_owned() })
+                | Command::RemovePin { .. } => CLIENTS,
+            };
+            (whose, command.name())
+        }
+    }
 }
 
 /// What an actor that did not answer means to an asker.
@@ -210,15 +223,14 @@ pub(crate) async fn ask_peer(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kvhive_protocol::control::Registration;
     use kvhive_protocol::emptying::{Losses, LostBlock};
-    use kvhive_protocol::raft::RaftRequest;
-    use kvhive_protocol::{Generation, MemberId, RequestId, RulesChange, TenantId, TenantRules};
+    use kvhive_protocol::trace::TraceAsk;
+    use kvhive_protocol::{EventKind, Generation, MemberId, Note, RequestId, Subject, TenantId};
 
     #[test]
     fn the_largest_of_each_request_is_taken_in() {
-        use kvhive_protocol::control::{
-            DeviceLoad, Heartbeat, MAX_LABELS, MAX_NAME_BYTES, Placing, Registration,
-        };
+        use kvhive_protocol::control::{DeviceLoad, Heartbeat, MAX_LABELS, MAX_NAME_BYTES, Placing};
         use kvhive_protocol::load::Work;
         use kvhive_protocol::map::DeviceDescription;
         use kvhive_protocol::strategy::{ChoiceReport, Estimate, Reason, StrategyReport};
@@ -310,42 +322,125 @@ mod tests {
         }
     }
 
+    /// Reads what begins so and goes on with zeros: of nearly every message that is one.
+    fn zeros<T: serde::de::DeserializeOwned>(begin: &[u8]) -> Option<T> {
+        let mut bytes = begin.to_vec();
+        (0..512).find_map(|_| {
+            bytes.push(0);
+            kvhive_protocol::codec::decode(&bytes[..bytes.len() - 1]).ok()
+        })
+    }
+
+    /// How many kinds of a message there are, as what reads it says.
+    fn kinds<T: serde::de::DeserializeOwned>() -> u32 {
+        let error = kvhive_protocol::codec::decode::<T>(&[255; 4]).err().expect("there are not so many");
+        let said = error.to_string();
+        let count = said.rsplit("i < ").next().map(|rest| rest.chars().take_while(char::is_ascii_digit));
+        count.expect("it says how many").collect::<String>().parse().unwrap_or_else(|_| panic!("{said}"))
+    }
+
+    fn registration() -> Registration {
+        let request = RequestId { client: 1, sequence: 1 };
+        let (name, data_address, metrics_address) = ("a".into(), "a:1".into(), "a:2".into());
+        let (labels, devices, codec) = Default::default();
+        let speaks = kvhive_protocol::Level::NEWEST;
+        Registration { request, name, data_address, metrics_address, labels, devices, codec, speaks }
+    }
+
+    fn submit(command: Command) -> ControlRequest {
+        let request = RequestId { client: 1, sequence: 1 };
+        ControlRequest::Submit { request, command, reason: Reason::default() }
+    }
+
+    /// Who may ask what, beside coordinators.
+    const QUESTIONS: [(&str, &[Role]); 11] = [
+        ("Balance", &[]),
+        ("EngineLoad", &[Role::Client, Role::Node]),
+        ("FetchMap", &[Role::Client, Role::Node]),
+        ("Heartbeat", &[Role::Node]),
+        ("Moves", &[]),
+        ("Overview", &[]),
+        ("Raft", &[]),
+        ("Register", &[Role::Node]),
+        ("Route", &[Role::Client, Role::Node]),
+        ("Status", &[Role::Client, Role::Node]),
+        ("Trace", &[]),
+    ];
+
+    /// Who may have what changed, beside coordinators.
+    const CHANGES: [(&str, &[Role]); 29] = [
+        ("balance", &[]),
+        ("bootstrap", &[]),
+        ("clear-tenant", &[Role::Client]),
+        ("create-tenant", &[Role::Client]),
+        ("delete-tenant", &[Role::Client]),
+        ("empty", &[Role::Client]),
+        ("empty-for-size", &[Role::Client]),
+        ("leave", &[Role::Node]),
+        ("mark-down", &[]),
+        ("mark-ended", &[]),
+        ("place-slots", &[]),
+        ("raise-level", &[]),
+        ("record", &[]),
+        ("record-load", &[]),
+        ("record-stretch", &[]),
+        ("register", &[]),
+        ("remove-engine", &[Role::Client]),
+        ("remove-member", &[Role::Client]),
+        ("remove-pin", &[Role::Client]),
+        ("rotate-secret", &[Role::Client]),
+        ("scale-beyond", &[Role::Client]),
+        ("set-ack", &[Role::Client]),
+        ("set-coordinators", &[]),
+        ("set-cordon", &[Role::Client]),
+        ("set-drains", &[Role::Client]),
+        ("set-engine", &[Role::Client]),
+        ("set-pin", &[Role::Client]),
+        ("set-scaling", &[Role::Client]),
+        ("set-tenant-rules", &[Role::Client]),
+    ];
+
     #[test]
-    fn each_role_may_ask_what_is_its_own() {
-        let submit = |command| ControlRequest::Submit {
-            request: RequestId { client: 1, sequence: 1 },
-            command,
-            reason: Reason::default(),
+    fn each_role_may_ask_what_is_its_own_and_nothing_else() {
+        let first_word = |request: &ControlRequest| {
+            let said = format!("{request:?}");
+            said.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default().to_owned()
         };
-        let down = || Command::MarkDown { member: MemberId(1), generation: Generation(1) };
-        let create =
-            || Command::CreateTenant { name: "a".into(), secret: [0; 32], rules: TenantRules::default() };
-        let cordon = || Command::SetCordon { member: MemberId(1), cordoned: true };
-        let unpin = || Command::RemovePin { name: "a".into(), ended_ms: None };
-        let rule = || Command::SetTenantRules { tenant: TenantId(1), change: RulesChange::default() };
-        for (role, request, may) in [
-            (Role::Client, submit(rule()), true),
-            (Role::Node, submit(rule()), false),
-            (Role::Client, submit(cordon()), true),
-            (Role::Node, submit(cordon()), false),
-            (Role::Client, submit(unpin()), true),
-            (Role::Node, submit(unpin()), false),
-            (Role::Client, submit(create()), true),
-            (Role::Node, submit(create()), false),
-            (Role::Client, submit(down()), false),
-            (Role::Node, submit(down()), false),
-            (Role::Client, ControlRequest::Overview, false),
-            (Role::Client, ControlRequest::Balance, false),
-            (Role::Coordinator, ControlRequest::Balance, true),
-            (Role::Node, ControlRequest::Moves, false),
-            (Role::Coordinator, ControlRequest::Moves, true),
-            (Role::Coordinator, ControlRequest::Overview, true),
-            (Role::Client, ControlRequest::Raft(RaftRequest::Transfer { to: None }), false),
-            (Role::Node, ControlRequest::Raft(RaftRequest::Transfer { to: None }), false),
-            (Role::Coordinator, ControlRequest::Raft(RaftRequest::Transfer { to: None }), true),
-            (Role::Client, ControlRequest::Status, true),
-        ] {
-            assert_eq!(allowed(role, &request).is_ok(), may, "{role} {request:?}");
+        let mut asked: Vec<(String, ControlRequest)> = Vec::new();
+        for kind in 0..kinds::<ControlRequest>() {
+            let example = || match kind {
+                1 => Some(ControlRequest::Register(registration())),
+                10 => Some(ControlRequest::Trace(TraceAsk::Newest(1))),
+                _ => None,
+            };
+            let request: Option<ControlRequest> = zeros(&kind.to_le_bytes()).or_else(example);
+            let request = request.unwrap_or_else(|| panic!("question {kind} wants an example here"));
+            if !matches!(request, ControlRequest::Submit { .. }) {
+                asked.push((first_word(&request), request));
+            }
+        }
+        let mut changed: Vec<(String, ControlRequest)> = Vec::new();
+        for kind in 0..kinds::<Command>() {
+            let note = || Box::new(Note::new(EventKind::ClusterStarted, Subject::default()));
+            let example = || match kind {
+                1 => Some(Command::Register(registration())),
+                10 => Some(Command::Record(note())),
+                _ => None,
+            };
+            let command = zeros(&kind.to_le_bytes()).or_else(example);
+            let command: Command = command.unwrap_or_else(|| panic!("change {kind} wants an example here"));
+            changed.push((command.name().to_owned(), submit(command)));
+        }
+        for (all, table) in [(asked, &QUESTIONS[..]), (changed, &CHANGES[..])] {
+            assert_eq!(all.len(), table.len(), "each has one row");
+            for (name, request) in all {
+                let row = table.iter().find(|(known, _)| *known == name);
+                let (_, whose) = row.unwrap_or_else(|| panic!("who may {name}? the table does not say"));
+                for role in [Role::Client, Role::Node, Role::Coordinator] {
+                    let may = role == Role::Coordinator || whose.contains(&role);
+                    assert_eq!(allowed(role, &request).is_ok(), may, "{role} {request:?}");
+                }
+            }
         }
     }
 }

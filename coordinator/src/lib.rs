@@ -9,6 +9,8 @@ mod blocks;
 mod config;
 mod control_plane;
 mod engines;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod log;
 mod log_thread;
 mod membership;

@@ -222,7 +222,7 @@ async fn send_frame(connection: &mut Connection, payload: &[&[u8]]) -> Result<()
     sent.unwrap_or(Err(Fault::Timeout(limit)))
 }
 
-fn append(payload: &mut Vec<u8>, message: &[u8]) {
+pub(crate) fn append(payload: &mut Vec<u8>, message: &[u8]) {
     payload.extend_from_slice(&(message.len() as u32).to_le_bytes());
     payload.extend_from_slice(message);
 }

@@ -5,6 +5,7 @@ mod fake;
 use fake::{Fake, eventually};
 use kvhive_gpu::cuda::{CudaDevice, GpuSlab, Patience};
 use kvhive_gpu::{Arena, ClassId, Device, DeviceError, HostDevice, ReadFrame, SizeClass, WriteFrame};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
@@ -101,6 +102,26 @@ fn whichever_call_hangs_those_who_wait_are_told_and_what_it_uses_stays() {
         eventually("its frames are free", || bench.used() == [0, 0]);
         assert_eq!(bench.device.loss(), Some(lost));
     }
+}
+
+#[test]
+fn what_goes_with_a_frame_lasts_as_long_as_the_copy_that_may_write_it() {
+    let bench = Bench::new(SHORT);
+    bench.fake.hang("cuMemcpyHtoDAsync_v2", 1);
+    let with = Arc::new(());
+    let is_there = Arc::downgrade(&with);
+    let (tell, told) = channel();
+    bench.device.upload_with(bench.here().seal(), bench.there(), with, move |ended| {
+        let _ = tell.send(ended.map(|_| ()));
+    });
+    bench.hung(1);
+    eventually("it is seen to hang", || bench.device.loss().is_some());
+    let lost = bench.device.loss().expect("it is lost");
+    assert_eq!(told.recv().expect("it is told"), Err(lost));
+    assert!(is_there.upgrade().is_some() && bench.used() == [1, 1], "the copy has both");
+    bench.fake.release();
+    eventually("it is let go of after the frame", || is_there.upgrade().is_none());
+    assert_eq!(bench.used(), [0, 0]);
 }
 
 #[test]

@@ -63,6 +63,8 @@ pub struct NodeConfig {
     pub tuning: Tuning,
     /// Folder of its devices' disk tiers, one folder a device in it; needed if any device has one.
     pub disk_folder: Option<PathBuf>,
+    /// Whether what is there is encrypted, and by what.
+    pub disk_keys: DiskKeys,
     /// The snapshot that it takes in at its start and leaves at its end; none keeps none.
     pub persist: Option<PersistConfig>,
     /// The most bytes that names take whose meaning this node keeps ([`kvhive_client::Values`]).
@@ -125,6 +127,7 @@ impl NodeConfig {
             gpu_stages: true,
             tuning: Tuning::default(),
             disk_folder: None,
+            disk_keys: DiskKeys::default(),
             persist: None,
             names_bytes: NAMES_BYTES,
             redis: None,
@@ -136,6 +139,22 @@ impl NodeConfig {
             tracer: Tracer::OFF,
             speaks: Level::NEWEST,
         }
+    }
+}
+
+/// Whether a node's disk tiers are encrypted: each tenant's blocks by a key of their own, which is destroyed with its era.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum DiskKeys {
+    /// Blocks are written as they are.
+    Off,
+    /// The tenants' keys are encrypted by the one in this file, which is made where it is not there; none names one in the disk
+    /// tiers' own folder.
+    On(Option<PathBuf>),
+}
+
+impl Default for DiskKeys {
+    fn default() -> DiskKeys {
+        DiskKeys::On(None)
     }
 }
 
@@ -378,6 +397,9 @@ pub enum NodeError {
         /// Why.
         source: CudaError,
     },
+    /// The disk tiers' keys cannot be used.
+    #[error("the disk tiers' keys: {0}")]
+    Keys(DiskError),
     /// A device's disk tier could not be used.
     #[error("device {device}: {cause}")]
     Disk {

@@ -101,7 +101,9 @@ impl Frame {
                 drop(from);
                 done(Some(Frame::Host(to.seal())));
             })),
-            (Frame::Host(from), Fresh::Gpu(to)) => to.upload(from, done),
+            (Frame::Host(from), Fresh::Gpu(to)) => {
+                to.upload(from, (), |sent| done(sent.map(|(frame, ())| frame)))
+            }
             (Frame::Gpu(from), Fresh::Host(to)) => {
                 from.device.download(from.frame, to, move |ended| {
                     done(ended.ok().map(|frame| Frame::Host(frame.seal())));
@@ -190,8 +192,8 @@ impl Fresh {
             Fresh::Gpu(frame) => {
                 let (tell, told) = channel();
                 let limit = frame.limit();
-                frame.upload(bytes.to_vec(), move |sent| {
-                    let _ = tell.send(sent);
+                frame.upload(bytes.to_vec(), (), move |sent| {
+                    let _ = tell.send(sent.map(|(frame, ())| frame));
                 });
                 told.recv_timeout(limit).ok().flatten()
             }
@@ -244,30 +246,37 @@ impl FreshGpu {
         self.device.patience().copy
     }
 
-    /// Has what was written go to the GPU, and calls `done` when it is there, or is not.
-    pub(crate) fn send(mut self, done: impl FnOnce(Option<Frame>) + Send + 'static) {
+    /// Has what was written go to the GPU, and calls `done` when it is there, or is not; `with` is dropped after the frame.
+    pub(crate) fn send<T: Send + 'static>(
+        mut self,
+        with: T,
+        done: impl FnOnce(Option<(Frame, T)>) + Send + 'static,
+    ) {
         let here = self.here.take().unwrap_or_else(|| self.device.staging(self.frame.len()));
-        self.upload(here, done);
+        self.upload(here, with, done);
     }
 
     /// Has as many bytes as it was taken for go to the GPU. None when it does not take them.
     pub(crate) async fn sent(self, bytes: impl AsRef<[u8]> + Send + 'static) -> Option<Frame> {
         let (tell, told) = oneshot::channel();
         let limit = self.limit();
-        self.upload(bytes, move |sent| {
-            let _ = tell.send(sent);
+        self.upload(bytes, (), move |sent| {
+            let _ = tell.send(sent.map(|(frame, ())| frame));
         });
         timeout(limit, told).await.ok()?.ok().flatten()
     }
 
-    fn upload(
+    fn upload<T: Send + 'static>(
         self,
         bytes: impl AsRef<[u8]> + Send + 'static,
-        done: impl FnOnce(Option<Frame>) + Send + 'static,
+        with: T,
+        done: impl FnOnce(Option<(Frame, T)>) + Send + 'static,
     ) {
         let (device, own) = (self.device.clone(), self.device);
-        device.upload(bytes, self.frame, move |ended| {
-            done(ended.ok().map(|frame| Frame::Gpu(GpuFrame { device: own, frame: frame.seal() })));
+        device.upload_with(bytes, self.frame, with, move |ended| {
+            let sealed =
+                |frame: WriteFrame<GpuSlab>| Frame::Gpu(GpuFrame { device: own, frame: frame.seal() });
+            done(ended.ok().map(|(frame, with)| (sealed(frame), with)));
         });
     }
 }

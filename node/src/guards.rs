@@ -232,7 +232,7 @@ struct Write {
     ticket: WriteTicket,
 }
 
-/// Writes whose guards a thread has that a GPU keeps waiting. Who waits for it no longer, or is cancelled, gives them up: their guards go when
+/// Writes whose frames a thread or a copy has that a GPU keeps waiting. Who waits for it no longer, or is cancelled, gives them up: their frames go when
 /// the GPU comes back, and until then their blocks can be stored elsewhere.
 #[derive(Default)]
 pub(crate) struct UnderWay(Vec<(WriteTicket, Returns)>);
@@ -365,24 +365,28 @@ impl WriteGuard {
     /// to go there.
     pub(crate) fn verify(mut self, digest: u64) -> Option<Landing> {
         let Write { frame, header, ticket } = self.write.take_if(|write| write.header.digest == digest)?;
-        let mut block =
-            Verified { frame: None, header, ticket, returns: self.returns.clone(), is_taken: false };
+        let returns = self.returns.clone();
         match frame {
             Fresh::Host(frame) => {
-                block.frame = Some(Frame::Host(frame.seal()));
-                Some(Landing(Way::Landed(block)))
+                let frame = Some(Frame::Host(frame.seal()));
+                Some(Landing(Way::Landed(Verified { frame, header, ticket, returns, is_taken: false })))
             }
             Fresh::Gpu(frame) => {
                 let (tell, told) = oneshot::channel();
-                let (limit, returns) = (frame.limit(), self.returns.clone());
-                frame.send(move |sent| {
-                    block.frame = sent;
-                    if block.frame.is_some() {
+                let limit = frame.limit();
+                let under_way = UnderWay(vec![(ticket, returns.clone())]);
+                // The copy has the frame, after it is no more waited for too, and after its GPU is lost: the write is over when it lets go of that.
+                let over = Unwritten(Some((ticket, returns)));
+                frame.send(over, move |sent| {
+                    if let Some((frame, mut over)) = sent
+                        && let Some((ticket, returns)) = over.0.take()
+                    {
                         // Nobody may be waiting: then its write is over.
-                        let _ = tell.send(block);
+                        let frame = Some(frame);
+                        let _ = tell.send(Verified { frame, header, ticket, returns, is_taken: false });
                     }
                 });
-                Some(Landing(Way::Going { told, limit, ticket, returns }))
+                Some(Landing(Way::Going { told, limit, under_way }))
             }
         }
     }
@@ -408,7 +412,7 @@ impl Drop for Unwritten {
     }
 }
 
-/// A block whose bytes were checked, on their way to where they belong.
+/// A block whose bytes were checked, on their way to where they belong. Dropped before they are there, its write is given up.
 pub(crate) struct Landing(Way);
 
 enum Way {
@@ -417,8 +421,7 @@ enum Way {
     Going {
         told: oneshot::Receiver<Verified>,
         limit: Duration,
-        ticket: WriteTicket,
-        returns: Returns,
+        under_way: UnderWay,
     },
 }
 
@@ -427,13 +430,11 @@ impl Landing {
     pub(crate) async fn landed(self) -> Option<Verified> {
         match self.0 {
             Way::Landed(block) => Some(block),
-            Way::Going { told, limit, ticket, returns } => match timeout(limit, told).await {
-                Ok(landed) => landed.ok(),
-                Err(_) => {
-                    returns.push(Return::GivenUp(ticket));
-                    None
-                }
-            },
+            Way::Going { told, limit, under_way } => {
+                let landed = timeout(limit, told).await.ok()?.ok()?;
+                under_way.end();
+                Some(landed)
+            }
         }
     }
 }

@@ -13,6 +13,8 @@ mod far;
 mod ferrying;
 mod fill;
 mod frames;
+#[doc(hidden)]
+pub mod fuzz;
 mod guards;
 mod handle;
 mod latency;
@@ -37,8 +39,8 @@ mod work;
 mod tests;
 
 pub use config::{
-    ClassConfig, DeviceConfig, DeviceMemory, NcclConfig, NodeConfig, NodeError, PersistConfig, RedisConfig,
-    Tuning,
+    ClassConfig, DeviceConfig, DeviceMemory, DiskKeys, NcclConfig, NodeConfig, NodeError, PersistConfig,
+    RedisConfig, Tuning,
 };
 pub use disk::{DiskBench, DiskError};
 pub use handle::NodeHandle;

@@ -4,6 +4,7 @@
 use crate::actors::core::DeviceMessage;
 use crate::actors::device::Device;
 use crate::data::Replicator;
+use crate::disk::Keyring;
 use crate::view::{Serving, View};
 use kvhive_cache::{Member, MemberEffect, MemberEvent, MemberTuning, Tenancy};
 use kvhive_client::{ClientError, Coordinators};
@@ -32,6 +33,9 @@ const LOAD_LIMIT: Duration = Duration::from_millis(50);
 const ADOPT_LIMIT: Duration = Duration::from_secs(1);
 /// The wait before it is asked again.
 const ADOPT_PAUSE: Duration = Duration::from_millis(20);
+/// The wait before keys that the disk did not let be destroyed are tried again, at first and at most.
+const DESTROY_PAUSE: Duration = Duration::from_millis(100);
+const MAX_DESTROY_PAUSE: Duration = Duration::from_secs(10);
 /// A farewell that is not through within this is left to the lease.
 const LEAVE_LIMIT: Duration = Duration::from_secs(2);
 /// Events on their way to the machine.
@@ -56,6 +60,8 @@ pub(crate) struct Membership {
     pub(crate) introduction: Introduction,
     pub(crate) devices: Vec<Device>,
     pub(crate) replicator: Replicator,
+    /// Keys of its disk tiers.
+    pub(crate) keys: Option<Arc<Keyring>>,
     pub(crate) view: Arc<View>,
     /// Counts the devices that were made anew after a panic, and so lost what they held.
     pub(crate) emptied: watch::Receiver<u64>,
@@ -200,14 +206,18 @@ impl Membership {
         spare.map_or(HEARTBEAT_LIMIT, |spare| Duration::from_millis(spare).min(HEARTBEAT_LIMIT))
     }
 
-    /// Has everything that serves take over the map, and returns its epoch when every device has confirmed it: from then
-    /// on no older era is served here, which is what the next heartbeat tells the coordinators.
+    /// Has everything that serves take over the map, and returns its epoch when every device has confirmed it, and the disk's keys of
+    /// eras that have ended are destroyed: from then on no older era is served here, which is what the next heartbeat tells the
+    /// coordinators.
     async fn adopt(&self, member: MemberId, map: Arc<ClusterMap>) -> Epoch {
         let epoch = map.epoch;
         self.coordinators.follow(&map);
         let serving = Serving { map, member };
         self.view.adopt(serving.clone());
         self.replicator.keep(&serving);
+        if let Some(keys) = &self.keys {
+            keys.permit(&serving.map);
+        }
         for device in &self.devices {
             loop {
                 let told =
@@ -221,6 +231,9 @@ impl Membership {
                 }
             }
         }
+        if let Some(keys) = &self.keys {
+            destroy_ended(keys, epoch).await;
+        }
         epoch
     }
 
@@ -233,6 +246,26 @@ impl Membership {
             Ok(_) => info!(%member, "left the cluster"),
             Err(error) => warn!(%error, "could not say goodbye; the lease will run out"),
         }
+    }
+}
+
+/// Destroys the disk's keys of eras that have ended, however long the disk takes: an erasure that was not done is not confirmed.
+async fn destroy_ended(keys: &Arc<Keyring>, epoch: Epoch) {
+    let mut pauses = DESTROY_PAUSE;
+    while keys.has_ended_keys() {
+        let at_work = keys.clone();
+        let destroyed = tokio::task::spawn_blocking(move || at_work.destroy_ended()).await;
+        let error = match destroyed {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error,
+            Err(panic) => std::io::Error::other(panic),
+        };
+        error!(
+            %error, %epoch, folder = %keys.folder().display(),
+            "cannot destroy the disk's keys of tenants or eras that are no more; until it is done this node confirms no map"
+        );
+        tokio::time::sleep(pauses).await;
+        pauses = (pauses * 2).min(MAX_DESTROY_PAUSE);
     }
 }
 

@@ -4,7 +4,7 @@ use crate::actors::core::DeviceMessage;
 use crate::actors::device::Device;
 use crate::actors::uses::CodecUses;
 use crate::data::{DataPlane, VERBS};
-use crate::disk::{self, Store};
+use crate::disk::{self, Keyring, Store};
 use crate::redis::Door;
 use crate::stats::{self, StrategyFigures};
 
@@ -31,6 +31,8 @@ const DEVICE_LIMIT: Duration = Duration::from_millis(500);
 pub(crate) struct Sources {
     pub(crate) devices: Vec<Device>,
     pub(crate) stores: Vec<Option<Arc<Store>>>,
+    /// Keys of the disk tiers, if they are encrypted.
+    pub(crate) keys: Option<Arc<Keyring>>,
     pub(crate) plane: Arc<DataPlane>,
     /// The port that speaks Redis, if there is one.
     pub(crate) redis: Option<Arc<Door>>,
@@ -108,6 +110,11 @@ fn record(sources: &Sources, devices: &[Option<(ShardStats, CodecUses)>]) {
         (names.kept(), names.evicted())
     };
     metrics::counter!("kvhive_node_names_evicted_total").absolute(names_evicted);
+    if let Some(keys) = &sources.keys {
+        let (there, destroyed) = keys.count();
+        metrics::gauge!("kvhive_node_disk_keys").set(there as f64);
+        metrics::counter!("kvhive_node_disk_keys_destroyed_total").absolute(destroyed);
+    }
     let epoch = view.serving().map_or(0, |serving| serving.map.epoch.0);
     let lag = counters.replication_lag_us.load(Ordering::Relaxed);
     metrics::gauge!("kvhive_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);

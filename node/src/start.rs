@@ -4,9 +4,9 @@ use crate::actors::core::DeviceCore;
 use crate::actors::device::Device;
 use crate::admin;
 use crate::budget::{blocks_listed, memory_configured, memory_frames};
-use crate::config::{DeviceConfig, NodeConfig, NodeError, Tuning};
+use crate::config::{DeviceConfig, DiskKeys, NodeConfig, NodeError, Tuning};
 use crate::data::{Counters, DataPlane, Limits, Replicator, count, serve};
-use crate::disk::{self, DiskError, DiskTuning, Store};
+use crate::disk::{self, DiskError, DiskTuning, KeyPlaces, Keyring, Store};
 use crate::fill::Filler;
 #[cfg(test)]
 use crate::handle::Inside;
@@ -106,7 +106,8 @@ pub(crate) fn start_within(
     let emptied = Arc::new(emptied);
     let mut devices = Vec::with_capacity(config.devices.len());
     let mut memories = Vec::with_capacity(config.devices.len());
-    let stores = open_disks(&config, &view, disks)?;
+    let keys = open_keys(&config, disks)?;
+    let stores = open_disks(&config, &view, keys.as_ref(), disks)?;
     let mut gpus_lacking = Vec::new();
     for (at, device) in config.devices.iter().enumerate() {
         let is_shared = config.share_memory != ShareMemory::Off;
@@ -172,6 +173,10 @@ pub(crate) fn start_within(
     let buffers: u64 = stores.iter().flatten().map(|store| store.buffer_bytes()).sum();
     let memory_configured = memory_configured(&config, &memories) + buffers;
     keep_disks(&runtime, &devices, &stores, &view, &stopping);
+    if let Some(keys) = keys.clone() {
+        // What writes when this is reached has its key already.
+        runtime.on_shutdown().at(Stage::CloseDisks, "let go of the disk's keys", async move { keys.close() });
+    }
     if let Some(tls) = config.tls.clone() {
         runtime.io().spawn(tls.keep_fresh());
     }
@@ -181,6 +186,7 @@ pub(crate) fn start_within(
     let sources = Sources {
         devices: devices.clone(),
         stores: stores.clone(),
+        keys: keys.clone(),
         plane: plane.clone(),
         redis: redis.map(|(door, _)| door),
         memory_configured,
@@ -190,6 +196,7 @@ pub(crate) fn start_within(
         introduction: introduce(&config, &memories, &stores, data_address, metrics_address),
         devices: devices.clone(),
         replicator,
+        keys,
         view: view.clone(),
         emptied: emptied_seen,
         known_emptied: Arc::default(),
@@ -311,10 +318,26 @@ fn keep_snapshot(
     Some(jobs)
 }
 
+/// Reads the keys of the disk tiers. A node that has none any more, or writes blocks as they are, still destroys those that it had.
+fn open_keys(config: &NodeConfig, tuning: &DiskTuning) -> Result<Option<Arc<Keyring>>, NodeError> {
+    let Some(folder) = &config.disk_folder else { return Ok(None) };
+    let failed = NodeError::Keys;
+    let has_disks = config.devices.iter().any(|device| device.disk_bytes > 0);
+    match &config.disk_keys {
+        DiskKeys::Off => disk::destroy_keys(folder, tuning.lock_limit).map_err(failed).map(|()| None),
+        DiskKeys::On(master) => {
+            let places = KeyPlaces::of(folder, master.as_deref());
+            let wanted = has_disks || places.are_there();
+            wanted.then(|| Keyring::open(&places, tuning.lock_limit)).transpose().map_err(failed)
+        }
+    }
+}
+
 /// Opens the disk tier of every device that has one.
 fn open_disks(
     config: &NodeConfig,
     view: &Arc<View>,
+    keys: Option<&Arc<Keyring>>,
     tuning: &DiskTuning,
 ) -> Result<Vec<Option<Arc<Store>>>, NodeError> {
     let mut stores = Vec::with_capacity(config.devices.len());
@@ -327,7 +350,7 @@ fn open_disks(
         let failed = |cause| NodeError::Disk { device: at, cause };
         let mover = tuning.mover.start(config.tuning.priority);
         let mover = mover.map_err(|source| failed(DiskError::Io { path: folder.clone(), source }))?;
-        let store = Store::open(&folder, &device.disk_geometry(), mover, view.clone(), tuning);
+        let store = Store::open(&folder, &device.disk_geometry(), mover, view.clone(), keys.cloned(), tuning);
         stores.push(Some(store.map_err(failed)?));
     }
     Ok(stores)

@@ -44,7 +44,8 @@ impl BlockKey {
 
     /// Parses 64 hexadecimal digits.
     pub fn from_hex(text: &str) -> Option<Self> {
-        if text.len() != KEY_BYTES * 2 || !text.is_ascii() {
+        // A sign before a digit is a number to what reads numbers, and no digit.
+        if text.len() != KEY_BYTES * 2 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return None;
         }
         let mut bytes = [0; KEY_BYTES];
@@ -264,5 +265,21 @@ impl NamespaceKey {
 impl fmt::Debug for NamespaceKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "NamespaceKey(secret)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_hexadecimal_digits_alone() {
+        let digits = "0A".repeat(KEY_BYTES);
+        assert_eq!(BlockKey::from_hex(&digits), Some(BlockKey::from_bytes([10; KEY_BYTES])));
+        for wrong in
+            ["+a".repeat(KEY_BYTES), "-0".repeat(KEY_BYTES), " 1".repeat(KEY_BYTES), digits[1..].to_owned()]
+        {
+            assert_eq!(BlockKey::from_hex(&wrong), None, "{wrong}");
+        }
     }
 }

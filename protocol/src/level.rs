@@ -27,7 +27,8 @@ impl Level {
     pub const SIZES: Level = Level(6);
     /// Memory that peers on one host look at; blocks that go from GPU to GPU.
     pub const LINKS: Level = Level(7);
-    /// What sizes of the cluster would have covered over a day, which coordinators agree on; stages that clients lend to nodes.
+    /// What sizes of the cluster would have covered over a day, which coordinators agree on; stages that clients lend to nodes;
+    /// blocks that go to several GPUs at once.
     pub const DAYS: Level = Level(8);
     /// The newest that this build speaks.
     pub const NEWEST: Level = Level::DAYS;

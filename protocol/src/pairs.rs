@@ -10,6 +10,8 @@ use std::fmt;
 
 /// Bytes of NCCL's unique id.
 pub const UNIQUE_ID_BYTES: usize = 128;
+/// The most that a communicator's rank 0 sends to at once.
+pub const MAX_GROUP_MEMBERS: usize = 63;
 /// What no counter of this module reaches: a larger one was made up.
 const MAX_NUMBER: u64 = 1 << 62;
 
@@ -78,7 +80,21 @@ impl PairMessage {
             }
             PairWord::Grant { transfer, round }
             | PairWord::Go { transfer, round }
-            | PairWord::Withdraw { transfer, round, .. } => (Some(transfer), *round, 0),
+            | PairWord::Withdraw { transfer, round, .. }
+            | PairWord::Group(GroupWord::Wound { transfer, round }) => (Some(transfer), *round, 0),
+            PairWord::Group(GroupWord::Offer { incarnation, members, .. }) => {
+                let is_group = (2..=MAX_GROUP_MEMBERS).contains(&members.len())
+                    && members.is_sorted_by(|one, next| one < next)
+                    && members.contains(&self.to)
+                    && !members.contains(&self.from);
+                (None, 0, if is_group { incarnation.number } else { MAX_NUMBER })
+            }
+            PairWord::Group(GroupWord::Accept { incarnation } | GroupWord::Broken { incarnation, .. }) => {
+                (None, 0, incarnation.number)
+            }
+            PairWord::Group(GroupWord::Propose { transfer, round, incarnation, .. }) => {
+                (Some(transfer), *round, incarnation.number)
+            }
         };
         let number = transfer.map_or(0, |transfer| transfer.number);
         number.max(round).max(incarnation) < MAX_NUMBER && self.from != self.to
@@ -144,6 +160,53 @@ pub enum PairWord {
         /// It will not be proposed again.
         is_last: bool,
     },
+    /// Something of a communicator of more than two.
+    Group(GroupWord),
+}
+
+/// What is said of a communicator of more than two, over which its rank 0 sends to all others: it has made and numbered it, as it numbers those of
+/// pairs.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub enum GroupWord {
+    /// Rank 0 has made an id.
+    Offer {
+        /// Of which communicator.
+        incarnation: Incarnation,
+        /// The id.
+        id: UniqueId,
+        /// The other ranks, from 1 on, ascending.
+        members: Vec<DeviceId>,
+    },
+    /// One of these joins.
+    Accept {
+        /// Which.
+        incarnation: Incarnation,
+    },
+    /// This communicator is given up, or was not wanted.
+    Broken {
+        /// Who is its rank 0.
+        root: DeviceId,
+        /// Which.
+        incarnation: Incarnation,
+    },
+    /// Rank 0 holds its slot for a transfer to all. Granted, gone on with and withdrawn as one to a pair's other end.
+    Propose {
+        /// Which.
+        transfer: TransferId,
+        /// Its proposals of either kind are numbered; of two, the later one counts.
+        round: u64,
+        /// Over which communicator.
+        incarnation: Incarnation,
+        /// How much.
+        bytes: u64,
+    },
+    /// Who has granted it would have its slot for an older transfer, if not all have granted it yet.
+    Wound {
+        /// Which.
+        transfer: TransferId,
+        /// Which proposal.
+        round: u64,
+    },
 }
 
 /// What a GPU does with NCCL, as it sees it.
@@ -163,6 +226,33 @@ pub struct PairsReport {
     pub max_live: u64,
     /// Every pair that was ever wanted, ascending.
     pub pairs: Vec<PairReport>,
+    /// Communicators of more than two: those to whom this GPU ever wanted to send at once, and those that others have made; ascending.
+    pub groups: Vec<GroupReport>,
+}
+
+/// One communicator of more than two.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct GroupReport {
+    /// Who sends over it.
+    pub root: DeviceId,
+    /// To whom.
+    pub members: Vec<DeviceId>,
+    /// How far it is.
+    pub state: PairState,
+    /// For how long it has been so, in milliseconds.
+    pub for_ms: u64,
+    /// Transfers that were done.
+    pub transfers: u64,
+    /// Their bytes, counted once.
+    pub bytes: u64,
+    /// Bytes that this GPU wanted to send to all of them since one was last given up.
+    pub wanted_bytes: u64,
+    /// Times in a row that it failed.
+    pub failures: u32,
+    /// Why it was given up last, in words.
+    pub why: Option<String>,
+    /// For how long none is made, in milliseconds, where it is cold.
+    pub rests_ms: Option<u64>,
 }
 
 /// One pair.

@@ -17,7 +17,9 @@ use kvhive_protocol::names::{
     Life, ListedName, Meaning, NameAnswer, NameOp, NameVerb, NamesAnswer, NamesAsk, NamesRequest, Target,
     When,
 };
-use kvhive_protocol::pairs::{Incarnation, PairMessage, PairWord, TransferId, UNIQUE_ID_BYTES, UniqueId};
+use kvhive_protocol::pairs::{
+    GroupWord, Incarnation, PairMessage, PairWord, TransferId, UNIQUE_ID_BYTES, UniqueId,
+};
 use kvhive_protocol::share::{
     CarryRequest, DoneRequest, HostId, LookRequest, Looked, NotShared, Pass, ShareAnswer, ShareOffer,
     ShareRequest, SharedAt,
@@ -87,6 +89,9 @@ fn requests() -> Vec<DataRequest> {
     };
     let incarnation = Incarnation { generation: Generation(2), number: 5 };
     let offer = PairWord::Offer { incarnation, id: UniqueId([7; UNIQUE_ID_BYTES]) };
+    let members = vec![DeviceId::new(MemberId(4), 0), DeviceId::new(MemberId(5), 0)];
+    let offered = GroupWord::Offer { incarnation, id: UniqueId([7; UNIQUE_ID_BYTES]), members };
+    let wound = GroupWord::Wound { transfer: transfer(), round: 4 };
     let proposal = PairWord::Propose { transfer: transfer(), round: 4, incarnation, bytes: 1 << 20 };
     vec![
         DataRequest::Match(MatchRequest {
@@ -155,6 +160,8 @@ fn requests() -> Vec<DataRequest> {
         DataRequest::Pair(PairRequest { epoch, message: said(PairWord::Accept { incarnation }) }),
         DataRequest::Pair(PairRequest { epoch, message: said(offer) }),
         DataRequest::Pair(PairRequest { epoch, message: said(proposal) }),
+        DataRequest::Pair(PairRequest { epoch, message: said(PairWord::Group(offered)) }),
+        DataRequest::Pair(PairRequest { epoch, message: said(PairWord::Group(wound)) }),
         DataRequest::Lend(LendRequest { epoch, device, host: HostId([6; 32]) }),
         DataRequest::Gather(Box::new(StagedStore {
             stage: Pass([5; 32]),
@@ -603,6 +610,24 @@ fn control_messages_come_back_as_they_went() {
     );
 }
 
+/// Where the fuzzer begins: `UPDATE=1` puts there what is not (docs/fuzzing.md).
+#[test]
+fn every_golden_frame_is_in_the_fuzzers_corpus() {
+    let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus/frame");
+    let requests = requests();
+    let asked = requests.iter().map(|request| frame(Kind::DataRequest, request, 7));
+    let answered = replies().into_iter().map(|reply| frame(Kind::DataReply, &reply, 7));
+    let traced = frame(Kind::TracedRequest, &(context(), &requests[0]), 0);
+    for (at, bytes) in asked.chain(answered).chain([traced]).enumerate() {
+        let file = corpus.join(format!("golden-{at:02}"));
+        if std::env::var_os("UPDATE").is_some() {
+            std::fs::write(&file, &bytes).expect("writable");
+        }
+        let kept = std::fs::read(&file).unwrap_or_default();
+        assert!(kept == bytes, "{} is another: UPDATE=1 writes it", file.display());
+    }
+}
+
 proptest! {
     #[test]
     fn random_bytes_are_never_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
@@ -657,7 +682,7 @@ proptest! {
 }
 
 const GOLDEN_MATCHED: &str = "4b564846020011004d000000000000001c00000000000000294fad96f94860b100000000020000000000000002000000000000000100000000000000";
-const GOLDEN_DATA: [&str; 39] = [
+const GOLDEN_DATA: [&str; 41] = [
     "80c3ad5a1f9d2f6e",
     "d6ce58de67428ad2",
     "d2294f65d9f11aad",
@@ -677,6 +702,8 @@ const GOLDEN_DATA: [&str; 39] = [
     "ac729a20128459de",
     "f9fc4c2ea07d142a",
     "fc007ca4515a3bfb",
+    "993e7e7126511046",
+    "a2116473fa308a67",
     "ee274979e2599e6c",
     "fe4d442d6591b264",
     "5bce4fc62f6455fe",

@@ -66,6 +66,8 @@ class Options(TypedDict, total=False):
     """Whether nodes decode what is stored encoded, so that nothing but raw blocks arrives. As usual not."""
     gpu_stages: bool
     """Whether blocks in a GPU's memory go to GPUs of nodes on this host, and come from them, without the host's memory. As usual they do."""
+    near: str
+    """The name of a node that is asked first for what its devices hold as replicas, as the one inside this process. As usual none is."""
 
 
 def connect(
@@ -96,6 +98,7 @@ def connect(
         options.get("hold", 2.0),
         options.get("raw_reads", False),
         options.get("gpu_stages", True),
+        options.get("near"),
     )
 
 

@@ -138,6 +138,7 @@ impl Connection {
         hold: f64,
         raw_reads: bool,
         gpu_stages: bool,
+        near: Option<String>,
     ) -> PyResult<Operation> {
         let begin = || -> Result<Operation, Failure> {
             let config = ClientConfig {
@@ -148,6 +149,7 @@ impl Connection {
                 tls: self::tls(tls, None)?,
                 raw_reads,
                 gpu_stages,
+                near,
                 ..ClientConfig::new(coordinators, token)
             };
             let crew = Crew::of_process()?;

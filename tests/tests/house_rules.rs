@@ -19,7 +19,7 @@ fn metadata() -> serde_json::Value {
 }
 
 /// Every crate's level: a crate names only crates of lower levels.
-const LEVELS: [(&str, u8); 21] = [
+const LEVELS: [(&str, u8); 22] = [
     ("kvhive-protocol", 0),
     ("nccl-rs", 0),
     ("kvhive-oracle", 0),
@@ -40,6 +40,7 @@ const LEVELS: [(&str, u8); 21] = [
     ("kvhive-coordinator", 3),
     ("kvhive-cli", 4),
     ("kvhive-python", 4),
+    ("kvhive-fuzz", 4),
     ("kvhive-tests", 5),
 ];
 

@@ -4,6 +4,8 @@ use kvhive_client::{Client, FetchOutcome, NamespaceClient, Prefix, StoreOptions}
 use kvhive_protocol::{AxisOrder, Dtype, Layout};
 use kvhive_tests::Cluster;
 use serde_json::json;
+use std::fs;
+use std::path::Path;
 
 /// Blocks of 16 KiB.
 const LAYOUT: Layout = Layout {
@@ -158,4 +160,62 @@ fn a_rotated_secret_and_a_deleted_tenant_leave_nothing_behind() {
     cluster.wait(client.refresh()).expect("a coordinator answers");
     assert_eq!(cluster.wait(fetch(&open(&client, "acme"), 1)), Vec::<u64>::new());
     assert_eq!(served(&cluster, &blocks, &new), (0, 0), "who was the one before is not this one");
+}
+
+/// Says whether any file below a folder has these bytes.
+fn holds(folder: &Path, what: &[u8]) -> bool {
+    fs::read_dir(folder).expect("a folder").any(|entry| {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            return holds(&path, what);
+        }
+        fs::read(path).expect("readable").windows(what.len()).any(|part| part == what)
+    })
+}
+
+/// Returns how many data keys a node has.
+fn keys(node: &Path) -> usize {
+    let names =
+        fs::read_dir(node.join("keys")).expect("a folder").map(|entry| entry.expect("an entry").file_name());
+    names.filter(|name| name.to_string_lossy().starts_with("tenant-")).count()
+}
+
+#[test]
+fn what_a_deleted_tenant_has_left_on_disk_is_noise() {
+    let shape = ["--coordinators", "1", "--nodes", "1", "--devices", "1", "--device-memory", "1MiB"];
+    let disk = ["--host-memory", "0", "--block-size", "16KiB", "--disk", "16MiB"];
+    let cluster = Cluster::start(&[&shape[..], &disk[..]].concat());
+    cluster.json(&["tenants", "create", "acme"]).expect("it is made");
+    let node = Path::new(cluster.dir()).join("data").join("node-1");
+    let metrics = cluster.status()["nodes"][0]["metrics_address"].as_str().expect("an address").to_owned();
+    let figure = |name: &str| -> Option<f64> {
+        // None while the node is away.
+        let page =
+            ureq::get(format!("http://{metrics}/metrics")).call().ok()?.body_mut().read_to_string().ok()?;
+        page.lines().find(|line| line.starts_with(name))?.rsplit(' ').next()?.parse().ok()
+    };
+    let acme = open(&cluster.client(), "acme");
+    // Eight prefixes of half a MiB: more than memory holds. The first is looked for on disk.
+    cluster.until("the first of them is on disk", || {
+        (1..=8).for_each(|name| assert_eq!(cluster.wait(store(&acme, name)), BLOCKS));
+        (figure("kvhive_node_disk_blocks_total{device=\"0\",way=\"write\"}")? >= 4.0 * BLOCKS as f64)
+            .then_some(())
+    });
+    assert_eq!(cluster.wait(fetch(&acme, 1)).len(), BLOCKS, "they come back");
+    assert_eq!(keys(&node), 1);
+    assert!(!holds(&node, &tensor(0)[..64]), "what an engine computed stands on disk as it is");
+
+    let records = node.join("device-0").join("records-16384");
+    let kept = fs::read(&records).expect("readable");
+    cluster.json(&["tenants", "delete", "acme"]).expect("nobody serves its blocks");
+    assert_eq!(keys(&node), 0, "answered is what has been done");
+
+    // Whoever has kept the records has nothing: a node that is given them takes none in.
+    cluster.signal("node-1", "KILL");
+    fs::write(&records, kept).expect("writable");
+    let _running = cluster.respawn("node-1");
+    cluster.until("the disk is open again", || (figure("kvhive_node_disk_open")? == 1.0).then_some(()));
+    assert_eq!(figure("kvhive_node_disk_restored_blocks_total"), Some(0.0));
+    assert!(figure("kvhive_node_disk_ended_records_total") >= Some(4.0 * BLOCKS as f64));
+    assert!(!holds(&node, &tensor(0)[..64]));
 }

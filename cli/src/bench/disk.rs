@@ -1,4 +1,5 @@
-//! `kvhive bench disk`: blocks read from a disk tier, each verified, next to a plain sequential direct read of the same file.
+//! `kvhive bench disk`: blocks read from a disk tier, each verified, next to a plain sequential direct read of the same file, and from
+//! an encrypted tier next to one that is not.
 
 use super::Row;
 use anyhow::{Context, Result, ensure};
@@ -31,23 +32,67 @@ pub(super) fn run(runs: u32, dir: Option<&Path>, size: u64) -> Result<Vec<Row>> 
         ("read-1MiB-threads", 1 << 20, false, true),
         ("read-64KiB-threads", 64 << 10, false, true),
     ] {
-        // Each case has a file of its own, deleted before the next is made.
-        let temporary = std::env::temp_dir();
-        let folder = tempfile::Builder::new().prefix("kvhive-bench-").tempdir_in(dir.unwrap_or(&temporary));
-        let folder = folder.context("cannot make a folder for the file")?;
-        let records = u32::try_from(size / (block_bytes + PAGE as u64)).context("too large a file")?;
-        ensure!(records > 0, "the file is smaller than one block of {block_bytes} bytes");
-        let bench = DiskBench::fill(folder.path(), block_bytes, records, threads)?;
-        ensure!(
-            bench.is_direct(),
-            "{} is on a file system without direct IO: name another folder with --dir",
-            folder.path().display()
-        );
-        eprintln!("{case}: {records} blocks in {}, by {}", bench.file().display(), bench.mover());
+        let Filled { bench, records, .. } = &fill(case, dir, size, block_bytes, threads, true)?;
         let at_a_time = (FETCH_BYTES / block_bytes).max(1) as usize;
-        rows.push(measure(case, &bench, records, at_a_time, is_random, runs)?);
+        rows.push(measure(case, bench, *records, at_a_time, is_random, runs)?);
+    }
+    for (case, block_bytes) in [("encrypted-1MiB", 1 << 20), ("encrypted-64KiB", 64 << 10)] {
+        let [sealed, plain] =
+            [true, false].map(|encrypted| fill(case, dir, size / 2, block_bytes, false, encrypted));
+        let at_a_time = (FETCH_BYTES / block_bytes).max(1) as usize;
+        rows.push(compare(case, &sealed?, &plain?, at_a_time, runs)?);
     }
     Ok(rows)
+}
+
+/// A tier full of blocks, in a folder that is deleted with it.
+struct Filled {
+    bench: DiskBench,
+    records: u32,
+    _folder: tempfile::TempDir,
+}
+
+fn fill(
+    case: &str,
+    dir: Option<&Path>,
+    size: u64,
+    block_bytes: u64,
+    threads: bool,
+    encrypted: bool,
+) -> Result<Filled> {
+    let temporary = std::env::temp_dir();
+    let folder = tempfile::Builder::new().prefix("kvhive-bench-").tempdir_in(dir.unwrap_or(&temporary));
+    let folder = folder.context("cannot make a folder for the file")?;
+    let records = u32::try_from(size / (block_bytes + PAGE as u64)).context("too large a file")?;
+    ensure!(records > 0, "the file is smaller than one block of {block_bytes} bytes");
+    let bench = DiskBench::fill(folder.path(), block_bytes, records, threads, encrypted)?;
+    ensure!(
+        bench.is_direct(),
+        "{} is on a file system without direct IO: name another folder with --dir",
+        folder.path().display()
+    );
+    let how = if encrypted { "encrypted" } else { "plain" };
+    eprintln!("{case}: {records} blocks, {how}, in {}, by {}", bench.file().display(), bench.mover());
+    Ok(Filled { bench, records, _folder: folder })
+}
+
+/// Reads two tiers of the same blocks in turn.
+fn compare(case: &str, ours: &Filled, other: &Filled, at_a_time: usize, runs: u32) -> Result<Row> {
+    let order: Vec<u32> = (0..ours.records).collect();
+    let (mut encrypted, mut plain) = (Vec::new(), Vec::new());
+    // The first round of both is not counted.
+    for round in 0..=runs {
+        let (mut mine, mut theirs) = (Rate::default(), Rate::default());
+        for blocks in order.chunks(ours.records.div_ceil(SLICES) as usize) {
+            theirs.add(|| Ok(other.bench.read(blocks, at_a_time)?))?;
+            mine.add(|| Ok(ours.bench.read(blocks, at_a_time)?))?;
+        }
+        if round > 0 {
+            encrypted.push(mine.gb_a_second());
+            plain.push(theirs.gb_a_second());
+        }
+    }
+    Ok(Row::of_runs(case, "GB/s", &encrypted, &plain, "the same tier, not encrypted"))
 }
 
 fn measure(

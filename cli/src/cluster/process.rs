@@ -11,7 +11,8 @@ use kvhive_config::{
 };
 use kvhive_coordinator::BlockEventsConfig;
 use kvhive_node::{
-    ClassConfig, DeviceConfig, DeviceMemory, MoveLimits, NcclConfig, PersistConfig, RedisConfig, Tuning,
+    ClassConfig, DeviceConfig, DeviceMemory, DiskKeys, MoveLimits, NcclConfig, PersistConfig, RedisConfig,
+    Tuning,
 };
 use kvhive_protocol::Level;
 use kvhive_protocol::block::Codec;
@@ -281,6 +282,11 @@ fn node(
         gpu_stages: own.gpu_stages,
         tuning: tuning(own),
         disk_folder: own.disk_dir.as_ref().map(|folder| beside(file, folder).join(&own.id)),
+        disk_keys: if own.disk_encryption {
+            DiskKeys::On(own.disk_key_file.as_ref().map(|key| beside(file, key)))
+        } else {
+            DiskKeys::Off
+        },
         persist: own.persist_dir.as_ref().map(|folder| PersistConfig {
             folder: beside(file, folder).join(&own.id),
             every: own.persist_every,

@@ -70,6 +70,23 @@ fn print_pairs(nccl: &[Value]) {
         println!();
         report::print_table(&table);
     }
+    for gpu in nccl {
+        for group in list(&gpu["groups"]) {
+            let members: Vec<String> = list(&group["members"]).iter().map(device).collect();
+            println!(
+                "{} sees {} send to {} at once: {} for {} s, {} transfers, {}, failed {} times{}",
+                device(&gpu["device"]),
+                device(&group["root"]),
+                members.join(", "),
+                text(group, "state"),
+                group["for_ms"].as_u64().unwrap_or(0) / 1000,
+                text(group, "transfers"),
+                size(group, "bytes"),
+                text(group, "failures"),
+                group["why"].as_str().map(|why| format!(" ({why})")).unwrap_or_default()
+            );
+        }
+    }
 }
 
 /// Writes a device as `member/index`.

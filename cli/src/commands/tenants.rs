@@ -67,7 +67,7 @@ enum Verb {
         /// Its name
         name: String,
     },
-    /// Delete a tenant: when this returns, nobody serves its blocks
+    /// Delete a tenant: when this returns, nobody serves its blocks, and its keys of disk tiers are destroyed
     ///
     /// Refused for 'default', for one whose blocks another tenant shares, and for one that an engine is followed for.
     Delete {

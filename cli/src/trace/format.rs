@@ -91,12 +91,23 @@ struct Line {
 pub(crate) fn open(
     path: &Path,
 ) -> Result<impl Iterator<Item = Result<Request, TraceError>> + use<>, TraceError> {
+    let file = File::open(path).map_err(|why| TraceError::File { path: path.to_owned(), why })?;
+    read(path, file)
+}
+
+/// Walks over the requests of what `file` gives; `path` is what errors call it.
+///
+/// # Errors
+/// As [`open`].
+pub(crate) fn read<'a, R: Read + 'a>(
+    path: &Path,
+    mut file: R,
+) -> Result<impl Iterator<Item = Result<Request, TraceError>> + use<'a, R>, TraceError> {
     let fail = |why| TraceError::File { path: path.to_owned(), why };
-    let mut file = File::open(path).map_err(fail)?;
     let mut magic = Vec::with_capacity(4);
     file.by_ref().take(4).read_to_end(&mut magic).map_err(fail)?;
     let whole = io::Cursor::new(magic.clone()).chain(file);
-    let reader: Box<dyn BufRead> = match magic.as_slice() {
+    let reader: Box<dyn BufRead + 'a> = match magic.as_slice() {
         [0x1f, 0x8b, ..] => Box::new(BufReader::new(flate2::read::MultiGzDecoder::new(whole))),
         [0x28, 0xb5, 0x2f, 0xfd] => {
             Box::new(BufReader::new(zstd::stream::read::Decoder::new(whole).map_err(fail)?))
@@ -106,15 +117,15 @@ pub(crate) fn open(
     Ok(Requests { reader, path: path.to_owned(), line: 0, text: Vec::new(), failed: false })
 }
 
-struct Requests {
-    reader: Box<dyn BufRead>,
+struct Requests<'a> {
+    reader: Box<dyn BufRead + 'a>,
     path: PathBuf,
     line: u64,
     text: Vec<u8>,
     failed: bool,
 }
 
-impl Iterator for Requests {
+impl Iterator for Requests<'_> {
     type Item = Result<Request, TraceError>;
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -144,7 +155,7 @@ impl Iterator for Requests {
     }
 }
 
-impl Requests {
+impl Requests<'_> {
     fn refuse(&self, reason: String) -> TraceError {
         TraceError::Line { path: self.path.clone(), line: self.line, reason }
     }

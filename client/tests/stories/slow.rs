@@ -1,7 +1,7 @@
 //! Slow replicas: who reads asks another one, and stays away from what is slow.
 
 use crate::fakes::{Cluster, Node, Text, Turn, device, in_patience};
-use kvhive_client::{FetchOutcome, MissReason};
+use kvhive_client::{Client, ClientConfig, FetchOutcome, MissReason};
 use kvhive_protocol::data::DataRequest;
 use kvhive_protocol::map::Filling;
 use kvhive_protocol::{SLOTS, Slot};
@@ -138,6 +138,31 @@ async fn readers_of_a_hot_slot_spread_over_its_replicas() {
         // 40 clients, two segments each, a quarter of them here: few enough that none at all is one in a billion.
         assert!(fetches(node) >= 4, "{} of {:?}", fetches(node), device(at));
     }
+}
+
+#[tokio::test]
+async fn who_is_near_a_replica_reads_there_and_elsewhere_what_that_lacks() {
+    let cluster = replicated(3).await;
+    // The fakes' names are their addresses.
+    let near = Some(cluster.nodes[2].address.clone());
+    let client = Client::connect(ClientConfig { near, ..cluster.config() }).await.expect("it answers");
+    let text = Text::of(&client, 8);
+    assert_eq!(text.covered().await, (8, 0));
+    assert_eq!(cluster.nodes[2].asked(), 0, "the primary says what is there");
+    for _ in 0..10 {
+        text.fetch_all().await;
+    }
+    assert_eq!(fetches(&cluster.nodes[2]), 10);
+    // Of others only where it is late, as on a busy machine.
+    let elsewhere = fetches(&cluster.nodes[0]) + fetches(&cluster.nodes[1]);
+    assert!(elsewhere as u64 <= client.stats().hedges, "{:?}", client.stats());
+    let other = Text::numbered(&client, 1, 8);
+    other.store().await;
+    other.fetch_all().await;
+    assert!(
+        fetches(&cluster.nodes[2]) >= 11 && fetches(&cluster.nodes[0]) >= 1,
+        "the primary has what it lacks"
+    );
 }
 
 #[tokio::test]

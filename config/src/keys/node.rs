@@ -67,6 +67,20 @@ pub(crate) const NODE: &[Key] = &[
          relative path starts at this file's folder."
     ),
     key!(
+        "disk_encryption",
+        Rule::Choice(&DISK_ENCRYPTION),
+        Value("on"),
+        "Whether blocks of the disk tier are encrypted, each tenant's by a key of its own, which is destroyed when the tenant is deleted or \
+         cleared (docs/disk.md). `off` writes them as they are. A tier that was of the other kind begins anew."
+    ),
+    key!(
+        "disk_key_file",
+        Rule::Path,
+        Derived("`master-key` in the node's folder in `disk_dir`: whoever takes that disk has the key too"),
+        "File of the key that the tenants' keys are encrypted by, 64 hexadecimal digits; made where it is not there. A relative path \
+         starts at this file's folder."
+    ),
+    key!(
         "persist_dir",
         Rule::Path,
         Derived("none; then blocks in memory end with the process"),

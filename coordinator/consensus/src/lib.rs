@@ -9,6 +9,8 @@
 
 mod changes;
 mod founding;
+#[doc(hidden)]
+pub mod fuzz;
 mod group;
 mod invariants;
 mod machine;

@@ -15,6 +15,7 @@ mod drains;
 mod engines;
 mod events;
 mod figures;
+pub(crate) mod fuzz;
 mod lanes;
 mod layouts;
 mod members;

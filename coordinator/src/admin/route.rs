@@ -199,7 +199,7 @@ fn tokens(cost: u64) -> f64 {
 }
 
 impl RouteAsked {
-    fn request(self) -> Result<RouteRequest, Trouble> {
+    pub(super) fn request(self) -> Result<RouteRequest, Trouble> {
         let prompt = match (self.tokens, self.hashes) {
             (Some(tokens), None) => Prompt::Tokens { tokens, adapter: self.adapter, salt: self.salt },
             (None, Some(hashes)) => Prompt::Hashes {

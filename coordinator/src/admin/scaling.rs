@@ -238,7 +238,7 @@ async fn show(admin: &Admin, freshness: Freshness) -> Answer<Scaling> {
 
 impl PolicyPatch {
     /// Refuses what no policy may be, whatever it is now. What does not fit the rest of it is the cluster's to refuse.
-    fn check(&self) -> Result<(), Trouble> {
+    pub(super) fn check(&self) -> Result<(), Trouble> {
         for (name, value, least, most) in [
             ("floor", self.floor, 1, MAX_SIZE),
             ("ceiling", self.ceiling, self.floor.unwrap_or(1), MAX_SIZE),

@@ -292,7 +292,8 @@ impl Reader {
         };
         let adapter = adapter.as_deref();
         let named = |at: usize| -> Option<Content> {
-            let own = tokens.get(at * size..(at + 1) * size).filter(|_| names)?;
+            // Only then is it a size of which so many are anything.
+            let own = if names { tokens.get(at * size..(at + 1) * size)? } else { return None };
             // The adapter is among an engine's extra keys too.
             let keys = extras.get(at).map(Vec::as_slice).unwrap_or_default();
             let keys = keys.iter().copied().filter(|key| Some(*key) != adapter.map(str::as_bytes));

@@ -190,3 +190,17 @@ proptest::proptest! {
         let _ = batch(0, &[&[0x92, 0x01, 0x91][..], &bytes].concat(), 4);
     }
 }
+
+#[test]
+fn blocks_of_a_size_that_none_has_are_counted_and_have_no_names() {
+    for size in [u64::MAX, u64::MAX / 2 + 1, 1 << 62, 0] {
+        let event = map([
+            ("type", s("BlockStored")),
+            ("block_hashes", list([Value::from(7), Value::from(8), Value::from(9)])),
+            ("token_ids", tokens(0..12)),
+            ("block_size", Value::from(size)),
+        ]);
+        let (batch, ignored) = read([event]);
+        assert_eq!((found(&batch, None, None), ignored, batch.events.len()), (0, 0, 1), "{size}");
+    }
+}

@@ -6,7 +6,7 @@
 use std::io;
 use std::time::Duration;
 use thiserror::Error;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
 /// The largest message, in bytes of all its parts.
@@ -76,8 +76,8 @@ impl Kind {
 }
 
 /// One connection, its handshake done.
-pub(crate) struct Connection {
-    stream: BufReader<TcpStream>,
+pub(crate) struct Connection<S = TcpStream> {
+    stream: BufReader<S>,
 }
 
 impl Connection {
@@ -120,7 +120,9 @@ impl Connection {
         stream.set_nodelay(true)?;
         Ok(Connection { stream: BufReader::with_capacity(FIRST_BYTES, stream) })
     }
+}
 
+impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     async fn greet(&mut self, kind: Kind) -> Result<(), ZmtpError> {
         let mut ours = [0; GREETING_BYTES];
         ours[0] = 0xff;
@@ -267,6 +269,24 @@ impl Connection {
         self.stream.write_all(&message).await?;
         Ok(self.stream.flush().await?)
     }
+}
+
+/// Hears all that a publisher says whose bytes are these, its greeting among them; returns how many bytes of messages there are.
+/// For `kvhive-fuzz` alone.
+pub fn fuzz_publisher(bytes: &[u8]) -> usize {
+    let stream = BufReader::with_capacity(FIRST_BYTES, tokio::io::join(bytes, tokio::io::sink()));
+    let heard = async {
+        let (mut connection, mut heard) = (Connection { stream }, 0);
+        connection.greet(Kind::Sub).await?;
+        loop {
+            heard += match connection.receive().await {
+                Ok(parts) => parts.iter().map(Vec::len).sum::<usize>(),
+                Err(_) => return Ok::<usize, ZmtpError>(heard),
+            };
+        }
+    };
+    // Nothing is waited for: what reads bytes and forgets what is written is always ready.
+    futures_util::FutureExt::now_or_never(heard).expect("it is ready").unwrap_or(0)
 }
 
 fn frame(flags: u8, body: &[u8], out: &mut Vec<u8>) {

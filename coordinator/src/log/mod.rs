@@ -8,6 +8,7 @@
 //! when sectors of the very last record turn to zeros after they were synced.
 
 mod error;
+pub(crate) mod fuzz;
 mod record;
 mod recover;
 mod sector;

@@ -192,6 +192,16 @@ fn scan(path: &Path, bytes: &[u8], header: &Header) -> Result<Scan, LogError> {
     Ok(Scan { records, next, torn_until })
 }
 
+/// Reads a log of one segment; returns how many records it has. For `kvhive-fuzz` alone.
+pub(super) fn read_whole(path: &Path, bytes: &[u8], header: &Header) -> Result<usize, LogError> {
+    let (mut standing, mut entries) = (Standing::default(), Vec::new());
+    let Scan { records, .. } = scan(path, bytes, header)?;
+    let count = records.len();
+    replay(path, records, true, &mut standing, &mut entries)?;
+    check_whole(path, &standing, &entries)?;
+    Ok(count)
+}
+
 /// Applies a segment's records and returns the highest entry index among them.
 fn replay(
     path: &Path,

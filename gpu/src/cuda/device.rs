@@ -184,6 +184,18 @@ impl CudaDevice {
         to: WriteFrame<GpuSlab>,
         done: impl FnOnce(Result<WriteFrame<GpuSlab>, DeviceError>) + Send + 'static,
     ) {
+        self.upload_with(from, to, (), move |ended| done(ended.map(|(to, ())| to)));
+    }
+
+    /// As [`CudaDevice::upload`], with something that lasts as long as the frame: it is dropped after that, which may be long after `done`
+    /// was told that the GPU is lost.
+    pub fn upload_with<B: AsRef<[u8]> + Send + 'static, T: Send + 'static>(
+        &self,
+        from: B,
+        to: WriteFrame<GpuSlab>,
+        with: T,
+        done: impl FnOnce(Result<(WriteFrame<GpuSlab>, T), DeviceError>) + Send + 'static,
+    ) {
         let from = Here::new(from);
         // SAFETY: it is alive, and nobody else has it.
         let here = unsafe { from.0.as_ref() }.as_ref();
@@ -191,14 +203,13 @@ impl CudaDevice {
             DeviceError::unless_equal(here.len(), to.len())?;
             Ok(Piece { from: address(here), to: there, bytes: here.len() })
         });
+        let memory = move || {
+            drop(from);
+            // Dropped in this order.
+            (to, with)
+        };
         // SAFETY: the frame is the only handle on its bytes, and the host's are of what does not move: both go into the job.
-        unsafe {
-            let memory = move || {
-                drop(from);
-                to
-            };
-            self.begin(&self.up, piece, memory, done);
-        }
+        unsafe { self.begin(&self.up, piece, memory, done) };
     }
 
     /// Reads a sealed frame's bytes into as many of the host's, and calls `done` as [`CudaDevice::upload`] does. The frame is let go

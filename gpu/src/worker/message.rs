@@ -467,6 +467,17 @@ impl Answer {
     }
 }
 
+/// Reads what either end may be told, and writes it again; the first byte says which. For `kvhive-fuzz` alone.
+pub fn fuzz_messages(bytes: &[u8]) -> Option<Vec<u8>> {
+    let (which, bytes) = bytes.split_first()?;
+    let again = match which % 3 {
+        0 => Setup::decode(bytes).ok()?.encode(),
+        1 => Command::decode(bytes).ok()?.encode()?,
+        _ => Answer::decode(bytes).ok()?.encode(),
+    };
+    Some([&[*which], again.as_slice()].concat())
+}
+
 #[cfg(test)]
 #[path = "message_test.rs"]
 mod tests;

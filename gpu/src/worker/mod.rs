@@ -16,6 +16,8 @@ mod serve;
 mod watch;
 
 pub use handle::{Heard, TellError, Worker};
+#[doc(hidden)]
+pub use message::fuzz_messages;
 pub use message::{Answer, Command, Extent, Garbled, PairId, Setup, TransferId, Why};
 pub use nccl_rs::{Rank, UniqueId};
 pub use plan::{LEAST_BYTES, MOST_BYTES};

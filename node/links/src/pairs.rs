@@ -6,16 +6,21 @@
 //! proposal that is not granted yet gives it up for an older transfer (wound-wait: Rosenkrantz, Stearns and Lewis, 1978), so nobody
 //! waits in a circle. Everything has a limit; what does not go in time goes by TCP.
 //!
+//! What is to go to several GPUs at once goes over a communicator of all of them, whose rank 0 sends it: it proposes to each, and says that
+//! it goes on when all have granted. Who has granted may have to wait for others then, and asks for its slot back for what is older.
+//!
 //! The library is called by a worker process, which may hang or die, and what is said between nodes may be lost. The machine opens
 //! nothing and calls nothing: it is told, and asks ([`Event`], [`Effect`]).
 
+use crate::pairs::groups::{Group, GroupId, Wish};
 use crate::pairs::peer::{Peer, Stage};
-use kvhive_protocol::pairs::{PairMessage, PairWord, TransferId};
+use kvhive_protocol::pairs::{GroupWord, Incarnation, PairMessage, PairWord, TransferId};
 use kvhive_protocol::{DeviceId, Generation, Moment};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 mod carrying;
 mod ending;
+mod groups;
 mod invariants;
 mod making;
 mod peer;
@@ -50,13 +55,29 @@ enum Worker {
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 struct Want {
     ticket: Ticket,
-    peer: DeviceId,
+    /// To whom: to one over a pair, to several at once over a group.
+    peers: Vec<DeviceId>,
     bytes: u64,
     deadline: Moment,
     /// When it goes by TCP, unless its send is enqueued by then.
     until: Moment,
-    /// Its newest proposal: the peer's node was asked to expect it.
+    /// Its newest proposal: the peers' nodes were asked to expect it.
     round: Option<u64>,
+}
+
+/// Between whom a communicator is.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+enum Over {
+    Pair(DeviceId),
+    Group(GroupId),
+}
+
+/// A communicator that stands.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+struct Standing {
+    over: Over,
+    incarnation: Incarnation,
+    communicator: Communicator,
 }
 
 /// A transfer that frames are reserved for and that is not answered yet.
@@ -76,27 +97,30 @@ enum Whose {
 /// What the slot is held for.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 enum Slot {
-    /// A transfer of this GPU, not granted yet.
+    /// A transfer of this GPU, not granted yet by all.
     Proposed {
         transfer: TransferId,
-        peer: DeviceId,
+        over: Over,
         round: u64,
+        granted: BTreeSet<DeviceId>,
     },
     Sending {
         transfer: TransferId,
-        peer: DeviceId,
+        over: Over,
         communicator: Communicator,
     },
     /// A transfer to this GPU whose sender has not said yet that it sends.
     Granted {
         transfer: TransferId,
-        peer: DeviceId,
+        over: Over,
         round: u64,
         until: Moment,
+        /// Its sender was asked to give it up for an older one, where it is not granted by all.
+        is_wounded: bool,
     },
     Receiving {
         transfer: TransferId,
-        peer: DeviceId,
+        over: Over,
         communicator: Communicator,
     },
     /// It was answered; what was enqueued is not closed yet.
@@ -107,12 +131,12 @@ enum Slot {
 }
 
 impl Slot {
-    fn peer(&self) -> Option<DeviceId> {
+    fn over(&self) -> Option<Over> {
         match self {
-            Slot::Proposed { peer, .. }
-            | Slot::Sending { peer, .. }
-            | Slot::Granted { peer, .. }
-            | Slot::Receiving { peer, .. } => Some(*peer),
+            Slot::Proposed { over, .. }
+            | Slot::Sending { over, .. }
+            | Slot::Granted { over, .. }
+            | Slot::Receiving { over, .. } => Some(*over),
             Slot::Clearing { .. } => None,
         }
     }
@@ -140,6 +164,13 @@ pub struct Pairs {
     /// Times in a row that the worker died without having carried anything.
     worker_failures: u32,
     peers: BTreeMap<DeviceId, Peer>,
+    /// The newest communicators with those who have left: none is joined a second time when they come back.
+    left: BTreeMap<DeviceId, Incarnation>,
+    groups: BTreeMap<GroupId, Group>,
+    /// Those of others that were given up.
+    given_up: VecDeque<GroupId>,
+    /// What was wanted of whom at once.
+    wishes: BTreeMap<Vec<DeviceId>, Wish>,
     wants: BTreeMap<TransferId, Want>,
     expects: BTreeMap<TransferId, Expected>,
     slot: Option<Slot>,
@@ -162,6 +193,10 @@ impl Pairs {
             worker: Worker::Down { until: Moment::ZERO },
             worker_failures: 0,
             peers: BTreeMap::new(),
+            left: BTreeMap::new(),
+            groups: BTreeMap::new(),
+            given_up: VecDeque::new(),
+            wishes: BTreeMap::new(),
             wants: BTreeMap::new(),
             expects: BTreeMap::new(),
             slot: None,
@@ -188,7 +223,12 @@ impl Pairs {
             Event::Peer { device, generation } => self.on_peer(device, generation, effects),
             Event::Gone { device } => self.on_gone(device, effects),
             Event::Want { ticket, peer, bytes, deadline } => {
-                self.on_want(ticket, peer, bytes, deadline, effects);
+                self.on_want(ticket, vec![peer], bytes, deadline, effects);
+            }
+            Event::WantAll { ticket, mut peers, bytes, deadline } => {
+                peers.sort_unstable();
+                peers.dedup();
+                self.on_want(ticket, peers, bytes, deadline, effects);
             }
             Event::Refused { ticket } => self.on_refused(ticket, effects),
             Event::Expect { transfer, bytes, deadline } => {
@@ -231,8 +271,9 @@ impl Pairs {
             false => want.until,
         });
         let expects = self.expects.values().map(|expected| expected.deadline);
-        let peers = self.peers.values().filter_map(Peer::until);
-        slot.into_iter().chain(worker).chain(wants).chain(expects).chain(peers).min()
+        let peers = self.peers.values().filter_map(|peer| peer.stage.until());
+        let groups = self.groups.values().filter_map(|group| group.stage.until());
+        slot.into_iter().chain(worker).chain(wants).chain(expects).chain(peers).chain(groups).min()
     }
 
     fn on_message(&mut self, message: PairMessage, effects: &mut Vec<Effect>) {
@@ -253,7 +294,8 @@ impl Pairs {
             PairWord::Accept { incarnation } => self.on_accept(from, incarnation, effects),
             PairWord::Broken { incarnation } => self.on_broken(from, incarnation, effects),
             PairWord::Propose { transfer, round, incarnation, bytes } => {
-                let proposal = peer::Proposal { transfer, round, incarnation, bytes };
+                let over = Over::Pair(from);
+                let proposal = peer::Proposal { transfer, round, over, incarnation, bytes };
                 self.on_propose(from, proposal, effects);
             }
             PairWord::Grant { transfer, round } => self.on_grant(from, transfer, round, effects),
@@ -261,6 +303,25 @@ impl Pairs {
             PairWord::Withdraw { transfer, round, is_last } => {
                 self.on_withdraw(from, (transfer, round), is_last, effects);
             }
+            PairWord::Group(word) => self.on_group(from, word, effects),
+        }
+    }
+
+    fn on_group(&mut self, from: DeviceId, word: GroupWord, effects: &mut Vec<Effect>) {
+        match word {
+            GroupWord::Offer { incarnation, id, members } => {
+                self.on_group_offer(GroupId { root: from, incarnation }, id, members, effects);
+            }
+            GroupWord::Accept { incarnation } => self.on_group_accept(from, incarnation, effects),
+            GroupWord::Broken { root, incarnation } => {
+                self.on_group_broken(from, GroupId { root, incarnation }, effects);
+            }
+            GroupWord::Propose { transfer, round, incarnation, bytes } => {
+                let over = Over::Group(GroupId { root: from, incarnation });
+                let proposal = peer::Proposal { transfer, round, over, incarnation, bytes };
+                self.on_propose(from, proposal, effects);
+            }
+            GroupWord::Wound { transfer, round } => self.on_wound(from, (transfer, round), effects),
         }
     }
 
@@ -281,11 +342,15 @@ impl Pairs {
         let (now, is_full) = (self.now, self.peers.len() >= MAX_PEERS);
         match self.peers.get_mut(&device) {
             None if is_full || device == self.me => {}
-            None => drop(self.peers.insert(device, Peer::new(now, generation))),
+            None => {
+                let mut peer = Peer::new(now, generation);
+                peer.newest = self.left.remove(&device).unwrap_or_default();
+                self.peers.insert(device, peer);
+            }
             Some(peer) if peer.generation == generation => peer.leaving = false,
             Some(peer) if peer.generation > generation => {}
             Some(_) => {
-                self.give_up(device, Why::Gone, false, effects);
+                self.give_up_all_with(device, effects);
                 if let Some(peer) = self.peers.get_mut(&device) {
                     peer.starts_anew(generation);
                 }
@@ -294,10 +359,20 @@ impl Pairs {
     }
 
     fn on_gone(&mut self, device: DeviceId, effects: &mut Vec<Effect>) {
-        self.give_up(device, Why::Gone, false, effects);
+        self.give_up_all_with(device, effects);
         match self.peers.get_mut(&device) {
-            Some(peer) if peer.communicator().is_some() => peer.leaving = true,
-            _ => drop(self.peers.remove(&device)),
+            Some(peer) if peer.stage.communicator().is_some() => peer.leaving = true,
+            _ => self.forget_peer(device),
+        }
+    }
+
+    /// Forgets one that has left, when nothing is left of its communicator.
+    fn forget_peer(&mut self, device: DeviceId) {
+        if let Some(peer) = self.peers.remove(&device) {
+            if self.left.len() >= MAX_PEERS {
+                self.left.pop_first();
+            }
+            self.left.insert(device, peer.newest);
         }
     }
 
@@ -306,6 +381,7 @@ impl Pairs {
         if let Some(peer) = self.peers.get_mut(&device).filter(|peer| peer.generation == generation) {
             peer.lacks = true;
             self.give_up(device, Why::Without, false, effects);
+            self.give_up_groups_with(device, Why::Without, effects);
         }
     }
 
@@ -325,9 +401,32 @@ impl Pairs {
         }));
     }
 
-    fn holder_of(&self, communicator: Communicator) -> Option<DeviceId> {
-        let mut peers = self.peers.iter();
-        peers.find(|(_, peer)| peer.communicator() == Some(communicator)).map(|(device, _)| *device)
+    fn holder_of(&self, communicator: Communicator) -> Option<Over> {
+        let pairs = self.peers.iter().map(|(device, peer)| (Over::Pair(*device), &peer.stage));
+        let groups = self.groups.iter().map(|(id, group)| (Over::Group(*id), &group.stage));
+        let mut all = pairs.chain(groups);
+        all.find(|(_, stage)| stage.communicator() == Some(communicator)).map(|(over, _)| over)
+    }
+
+    fn stage_of(&self, over: Over) -> Option<&Stage> {
+        match over {
+            Over::Pair(device) => self.peers.get(&device).map(|peer| &peer.stage),
+            Over::Group(id) => self.groups.get(&id).map(|group| &group.stage),
+        }
+    }
+
+    /// Returns the communicator between these, if it stands.
+    fn standing(&self, over: Over) -> Option<Standing> {
+        let (incarnation, communicator) = self.stage_of(over)?.ready()?;
+        Some(Standing { over, incarnation, communicator })
+    }
+
+    /// Returns by which communicator something gets from here to all of these, if it stands.
+    fn way_to(&self, peers: &[DeviceId]) -> Option<Standing> {
+        match peers {
+            [peer] => self.standing(Over::Pair(*peer)),
+            _ => self.standing(Over::Group(self.own_group(peers)?)),
+        }
     }
 
     fn has_flaw(&self, flaw: Flaw) -> bool {

@@ -141,7 +141,7 @@ impl Told {
 
     /// Returns the incarnation that stands with a peer.
     fn standing(&self, peer: DeviceId) -> Incarnation {
-        self.pairs.peers[&peer].ready().expect("it stands").0
+        self.pairs.peers[&peer].stage.ready().expect("it stands").0
     }
 
     fn propose(&mut self, transfer: TransferId, round: u64) -> Vec<Effect> {
@@ -199,7 +199,7 @@ fn rank_0_offers_and_joins_after_rank_1() {
     let incarnation = incarnation(1);
     let offer = said(HIGH, PairWord::Offer { incarnation, id: id() });
     assert_eq!(told.worker(Answer::Made { communicator, id: id() }), [offer]);
-    let join = Effect::Worker(Command::Join { communicator, id: id(), rank: 0 });
+    let join = Effect::Worker(Command::Join { communicator, id: id(), rank: 0, of: 2 });
     assert_eq!(told.hear(HIGH, PairWord::Accept { incarnation }), [join]);
     assert_eq!(told.hear(HIGH, PairWord::Accept { incarnation }), [], "it comes twice");
     assert_eq!(told.pairs.state(HIGH), Some(PairState::Joining));
@@ -216,7 +216,7 @@ fn rank_1_asks_and_joins_what_it_is_offered_once() {
     let offer = PairWord::Offer { incarnation: incarnation(4), id: id() };
     assert_eq!(told.hear(LOW, offer.clone()), [Effect::StartWorker]);
     let communicator = Communicator(1);
-    let join = Effect::Worker(Command::Join { communicator, id: id(), rank: 1 });
+    let join = Effect::Worker(Command::Join { communicator, id: id(), rank: 1, of: 2 });
     let accept = said(LOW, PairWord::Accept { incarnation: incarnation(4) });
     assert_eq!(told.worker(Answer::Started), [join, accept]);
     assert_eq!(told.hear(LOW, offer), [], "it comes twice");
@@ -683,4 +683,247 @@ fn a_peer_that_does_without_nccl_is_asked_again_when_it_has_started_anew() {
     told.tell(Event::Peer { device: HIGH, generation: Generation(FIRST.0 + 1) });
     let (ticket, effects) = told.want(HIGH);
     assert_eq!(effects[1..], by_tcp(ticket, Why::BeingMade));
+}
+
+fn group(word: GroupWord) -> PairWord {
+    PairWord::Group(word)
+}
+
+impl Told {
+    /// Wants a MiB to go to the two others of greater numbers at once, within ten seconds.
+    fn want_both(&mut self) -> (Ticket, Vec<Effect>) {
+        self.tickets += 1;
+        let (ticket, deadline) = (Ticket(self.tickets), self.now + ms(10_000));
+        let peers = vec![HIGHER, HIGH];
+        (ticket, self.tell(Event::WantAll { ticket, peers, bytes: BYTES, deadline }))
+    }
+
+    /// Has a communicator with both be made and stand; returns it.
+    fn both_ready(&mut self) -> Communicator {
+        let (ticket, effects) = self.want_both();
+        assert!(effects.contains(&by_tcp(ticket, Why::BeingMade)[0]), "{effects:?}");
+        if effects.contains(&Effect::StartWorker) {
+            self.worker(Answer::Started);
+        }
+        let communicator = Communicator(self.pairs.communicators);
+        let incarnation = incarnation(self.pairs.incarnations);
+        let offer = GroupWord::Offer { incarnation, id: id(), members: vec![HIGH, HIGHER] };
+        let offers = [HIGH, HIGHER].map(|to| said(to, group(offer.clone())));
+        assert_eq!(self.worker(Answer::Made { communicator, id: id() }), offers);
+        assert_eq!(
+            self.hear(HIGH, group(GroupWord::Accept { incarnation })),
+            [],
+            "nobody joins before all do"
+        );
+        assert_eq!(self.hear(HIGH, group(GroupWord::Accept { incarnation })), [], "each counts once");
+        let join = Command::Join { communicator, id: id(), rank: 0, of: 3 };
+        assert_eq!(self.hear(HIGHER, group(GroupWord::Accept { incarnation })), [Effect::Worker(join)]);
+        self.worker(Answer::Ready { communicator });
+        assert_eq!(self.pairs.group_state(&[HIGH, HIGHER]), Some(PairState::Ready));
+        communicator
+    }
+
+    /// Joins what the first of the others has offered to this GPU and another.
+    fn joined(&mut self) -> Incarnation {
+        let incarnation = incarnation(1);
+        let offer = GroupWord::Offer { incarnation, id: id(), members: vec![ME, HIGH] };
+        let effects = self.hear(LOW, group(offer));
+        if effects.contains(&Effect::StartWorker) {
+            self.worker(Answer::Started);
+        }
+        let communicator = Communicator(self.pairs.communicators);
+        self.worker(Answer::Ready { communicator });
+        incarnation
+    }
+}
+
+fn withdrawn(to: DeviceId, transfer: TransferId, round: u64) -> Effect {
+    said(to, PairWord::Withdraw { transfer, round, is_last: false })
+}
+
+#[test]
+fn what_goes_to_several_is_sent_once_when_all_of_them_have_granted_it() {
+    let mut told = Told::new();
+    let communicator = told.both_ready();
+    let (ticket, effects) = told.want_both();
+    let (transfer, round) = (of(ME, told.pairs.clock), told.pairs.rounds);
+    let (incarnation, bytes) = (incarnation(told.pairs.incarnations), BYTES);
+    let store = |peer| Effect::Store { ticket, transfer, peer, bytes };
+    let propose = |to| said(to, group(GroupWord::Propose { transfer, round, incarnation, bytes }));
+    assert_eq!(effects, [store(HIGH), store(HIGHER), propose(HIGH), propose(HIGHER)]);
+    assert_eq!(told.hear(HIGHER, PairWord::Grant { transfer, round }), [], "one is not all");
+    assert_eq!(told.hear(HIGHER, PairWord::Grant { transfer, round }), [], "nor is one twice");
+    let effects = told.hear(HIGH, PairWord::Grant { transfer, round });
+    let go = |to| said(to, PairWord::Go { transfer, round });
+    let deadline = told.now + ms(10_000);
+    let send = Effect::Worker(Command::Send { communicator, transfer, ticket, deadline });
+    assert_eq!(effects, [go(HIGH), go(HIGHER), send]);
+    assert_eq!(told.hear(HIGH, PairWord::Grant { transfer, round }), [go(HIGH)], "it may have been lost");
+    let effects = told.worker(Answer::Done { communicator, transfer });
+    assert_eq!(effects, [Effect::Carried { ticket }, Effect::SourceQuiet { ticket }]);
+    let report = told.pairs.snapshot(told.now);
+    let [one] = &report.groups[..] else { panic!("one group: {report:?}") };
+    assert_eq!((one.root, one.transfers, one.bytes), (ME, 1, BYTES));
+}
+
+#[test]
+fn who_sends_to_several_gives_its_slot_up_for_what_is_older_to_any_of_them() {
+    let mut told = Told::new();
+    told.both_ready();
+    told.want_both();
+    let (transfer, round) = (of(ME, told.pairs.clock), told.pairs.rounds);
+    told.hear(HIGH, PairWord::Grant { transfer, round });
+    let stale = group(GroupWord::Wound { transfer, round: round - 1 });
+    assert_eq!(told.hear(HIGH, stale), [], "that is over");
+    let effects = told.hear(HIGH, group(GroupWord::Wound { transfer, round }));
+    assert_eq!(effects[..2], [withdrawn(HIGH, transfer, round), withdrawn(HIGHER, transfer, round)]);
+    let proposed = group(GroupWord::Propose {
+        transfer,
+        round: round + 1,
+        incarnation: incarnation(told.pairs.incarnations),
+        bytes: BYTES,
+    });
+    assert_eq!(effects[2..], [HIGH, HIGHER].map(|to| said(to, proposed.clone())), "it comes again");
+    let round = round + 1;
+    told.hear(HIGH, PairWord::Grant { transfer, round });
+    told.hear(HIGHER, PairWord::Grant { transfer, round });
+    assert_eq!(told.hear(HIGH, group(GroupWord::Wound { transfer, round })), [], "all have granted it");
+}
+
+#[test]
+fn who_has_granted_what_goes_to_several_asks_for_its_slot_for_what_is_older() {
+    let mut told = Told::new();
+    told.ready(HIGH);
+    let incarnation = told.joined();
+    let (older, younger) = (of(HIGH, 50), of(LOW, 70));
+    told.expect(younger);
+    let propose = GroupWord::Propose { transfer: younger, round: 4, incarnation, bytes: BYTES };
+    let effects = told.hear(LOW, group(propose));
+    assert_eq!(effects, [said(LOW, PairWord::Grant { transfer: younger, round: 4 })]);
+    told.expect(older);
+    let wound = said(LOW, group(GroupWord::Wound { transfer: younger, round: 4 }));
+    assert_eq!(told.propose(older, 1), [wound]);
+    assert_eq!(told.pass(ms(1)), [], "it is said once");
+    let effects = told.hear(LOW, PairWord::Withdraw { transfer: younger, round: 4, is_last: false });
+    assert_eq!(effects, [said(HIGH, PairWord::Grant { transfer: older, round: 1 })]);
+}
+
+#[test]
+fn one_that_gives_a_group_up_ends_it_for_all() {
+    let mut told = Told::new();
+    let communicator = told.both_ready();
+    let (ticket, _) = told.want_both();
+    let (transfer, round) = (of(ME, told.pairs.clock), told.pairs.rounds);
+    told.hear(HIGH, PairWord::Grant { transfer, round });
+    told.hear(HIGHER, PairWord::Grant { transfer, round });
+    let incarnation = incarnation(told.pairs.incarnations);
+    let broken = group(GroupWord::Broken { root: ME, incarnation });
+    let effects = told.hear(HIGH, broken.clone());
+    let why = Why::PeerBroke;
+    let abort = Effect::Worker(Command::Abort { communicator });
+    assert_eq!(
+        effects,
+        [Effect::UseTcp { ticket, why }, said(HIGHER, broken), abort],
+        "who said so knows it"
+    );
+    assert_eq!(told.worker(Answer::Closed { communicator }), [Effect::SourceQuiet { ticket }]);
+    assert_eq!(told.pairs.group_state(&[HIGH, HIGHER]), Some(PairState::Cold));
+    assert_eq!(told.want_both().1[0], Effect::UseTcp { ticket: Ticket(told.tickets), why: Why::Cold });
+}
+
+#[test]
+fn a_group_of_one_that_has_left_is_of_no_use_and_is_not_joined_once_it_is_known_to_be_given_up() {
+    let mut told = Told::new();
+    told.both_ready();
+    told.tell(Event::Gone { device: HIGH });
+    assert_eq!(told.pairs.group_state(&[HIGH, HIGHER]), None);
+    let (ticket, effects) = told.want_both();
+    assert_eq!(effects, by_tcp(ticket, Why::Gone));
+    // What is given up may be heard of before what was offered.
+    let (root, incarnation) = (LOW, incarnation(9));
+    assert_eq!(told.hear(LOW, group(GroupWord::Broken { root, incarnation })), []);
+    let offer = GroupWord::Offer { incarnation, id: id(), members: vec![ME, HIGHER] };
+    let answer = said(LOW, group(GroupWord::Broken { root, incarnation }));
+    assert_eq!(told.hear(LOW, group(offer)), [answer]);
+    let strange = GroupWord::Offer { incarnation, id: id(), members: vec![HIGH, HIGHER] };
+    assert_eq!(told.hear(LOW, group(strange)), [], "it is not of it");
+}
+
+#[test]
+fn what_was_joined_once_is_not_joined_again_when_its_other_end_has_left_and_come_back() {
+    let mut told = Told::new();
+    let communicator = told.ready(LOW);
+    let incarnation = told.standing(LOW);
+    told.tell(Event::Gone { device: LOW });
+    told.worker(Answer::Closed { communicator });
+    told.tell(Event::Peer { device: LOW, generation: FIRST });
+    assert_eq!(told.hear(LOW, PairWord::Offer { incarnation, id: id() }), [], "it came twice");
+    assert_eq!(told.pairs.state(LOW), Some(PairState::Idle));
+}
+
+#[test]
+fn nothing_is_made_with_one_who_does_without_nccl_and_what_was_ends_for_the_others() {
+    let mut told = Told::new();
+    let communicator = told.both_ready();
+    let incarnation = incarnation(told.pairs.incarnations);
+    told.counted.clear();
+    let effects = told.tell(Event::Lacks { device: HIGHER, generation: FIRST });
+    let broken = group(GroupWord::Broken { root: ME, incarnation });
+    assert_eq!(effects, [said(HIGH, broken), Effect::Worker(Command::Close { communicator })]);
+    assert_eq!(told.counted, [Counted::GroupGivenUp(Why::Without)]);
+    told.worker(Answer::Closed { communicator });
+    told.pass(Duration::from_secs(3600));
+    assert_eq!(told.pairs.group_state(&[HIGH, HIGHER]), None, "it is no way");
+    let (ticket, effects) = told.want_both();
+    assert_eq!(effects, by_tcp(ticket, Why::Without));
+    told.tell(Event::Peer { device: HIGHER, generation: Generation(FIRST.0 + 1) });
+    assert_eq!(told.pairs.group_state(&[HIGH, HIGHER]), Some(PairState::Idle));
+    let (ticket, effects) = told.want_both();
+    assert_eq!(effects[1..], by_tcp(ticket, Why::BeingMade));
+}
+
+#[test]
+fn a_gpu_without_nccl_makes_and_joins_nothing_with_several() {
+    let mut told = Told::new();
+    let (_, effects) = told.want_both();
+    assert_eq!(effects[0], Effect::StartWorker);
+    let newer = incarnation(4);
+    let offer = || group(GroupWord::Offer { incarnation: newer, id: id(), members: vec![ME, HIGH] });
+    assert_eq!(told.hear(LOW, offer()), [], "it is answered when there is a worker");
+    let broken = |incarnation| said(LOW, group(GroupWord::Broken { root: LOW, incarnation }));
+    assert_eq!(told.worker(Answer::Unfit), [broken(newer)]);
+    told.worker(Answer::Died);
+    told.pass(Duration::from_secs(3600));
+    assert_eq!(told.pairs.group_state(&[HIGH, HIGHER]), None);
+    let (ticket, effects) = told.want_both();
+    assert_eq!(effects, by_tcp(ticket, Why::Without));
+    let newer = incarnation(5);
+    let offer = group(GroupWord::Offer { incarnation: newer, id: id(), members: vec![ME, HIGH] });
+    assert_eq!(
+        told.hear(LOW, offer),
+        [said(LOW, group(GroupWord::Broken { root: LOW, incarnation: newer }))]
+    );
+}
+
+#[test]
+fn what_becomes_of_communicators_of_several_is_counted_and_told() {
+    let mut told = Told::new();
+    let communicator = told.both_ready();
+    told.worker(Answer::Failed { communicator });
+    told.worker(Answer::Closed { communicator });
+    assert_eq!(told.counted, [Counted::GroupMade, Counted::GroupGivenUp(Why::Failed)]);
+    told.pass(ms(10));
+    let report = told.pairs.snapshot(told.now);
+    let [one] = &report.groups[..] else { panic!("one set: {report:?}") };
+    assert_eq!((one.root, &one.members[..], one.state), (ME, &[HIGH, HIGHER][..], PairState::Cold));
+    assert_eq!((one.failures, one.wanted_bytes, one.for_ms), (1, 0, 10));
+    assert_eq!(one.why, Some(Why::Failed.to_string()));
+    assert!(one.rests_ms.is_some());
+    told.pass(Duration::from_secs(3600));
+    let report = told.pairs.snapshot(told.now);
+    assert_eq!((report.groups[0].state, report.groups[0].rests_ms), (PairState::Idle, None));
+    told.joined();
+    let report = told.pairs.snapshot(told.now);
+    let roots: Vec<DeviceId> = report.groups.iter().map(|group| group.root).collect();
+    assert_eq!(roots, [LOW, ME], "those of others too");
 }

@@ -1,5 +1,6 @@
 //! Replication: a block's bytes, straight from its frame, to the other replicas of its slot; and who of these holds a block already.
 
+use self::at_once::AtOnce;
 use crate::data::content::{Content, OnGpu};
 use crate::data::counters::{Counters, add, count};
 use crate::data::plane::kib;
@@ -29,6 +30,8 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
+
+mod at_once;
 
 /// Batches copied later that wait or are under way; beyond it they are dropped and counted. Their bytes are bounded too:
 /// they hold frames that nothing else can have.
@@ -248,9 +251,19 @@ impl Replicator {
                 targets.entry(*target).or_default().push(item);
             }
         }
-        let copies = targets.into_iter().map(|(target, items)| async move {
+        let deadline = Instant::now() + limit(false);
+        let mut at_once = self.copy_to_all(origin, &targets, deadline).await;
+        let copies = targets.into_iter().map(|(target, items)| {
+            let before = at_once.remove(&target);
+            (target, items, before)
+        });
+        let copies = copies.map(|(target, items, before)| async move {
             let batch = Batch { origin, target, items: &items, moved: false };
-            let copied = self.copy(&batch).await;
+            let copied = match before {
+                Some(AtOnce::Copied(answers)) => Ok(answers),
+                Some(AtOnce::Failed) => self.copy(&batch, deadline, Some(TransportKind::Tcp)).await,
+                None => self.copy(&batch, deadline, None).await,
+            };
             let answers = copied.unwrap_or_else(|fault| {
                 count(&counters.replication_failures);
                 tracing::debug!(%target, %fault, "copy failed");
@@ -291,7 +304,8 @@ impl Replicator {
         if !lacked.is_empty() {
             let bytes = lacked.iter().map(|item| item.block.header.payload_bytes).sum();
             pacer.pass(bytes).await;
-            answers = self.copy(&Batch { origin, target, items: &lacked, moved: true }).await?;
+            let batch = Batch { origin, target, items: &lacked, moved: true };
+            answers = self.copy(&batch, Instant::now() + limit(true), None).await?;
         }
         let mut answers = answers.into_iter();
         let mut verdict = |holds: bool| {
@@ -345,15 +359,19 @@ impl Replicator {
         self.links.keep(serving);
     }
 
-    /// Copies items to one replica; returns what it says of each, none where it may take it another time.
-    async fn copy(&self, batch: &Batch<'_>) -> Result<Vec<Option<Answer>>, Fault> {
-        let Batch { target, items, moved, .. } = *batch;
-        let deadline = Instant::now() + limit(moved);
+    /// Copies items to one replica by a deadline; returns what it says of each, none where it may take it another time. By which way is said where
+    /// another was tried before.
+    async fn copy(
+        &self,
+        batch: &Batch<'_>,
+        deadline: Instant,
+        mut by: Option<TransportKind>,
+    ) -> Result<Vec<Option<Answer>>, Fault> {
+        let Batch { target, items, .. } = *batch;
         let bytes = items.iter().map(|item| item.block.header.payload_bytes).sum();
-        let on_gpu: Option<Vec<Arc<OnGpu>>> =
-            items.iter().map(|item| item.content.on_gpu().cloned()).collect();
-        let (mut by, is_on_gpu) = (None, on_gpu.is_some());
-        if let Some(blocks) = on_gpu {
+        let on_gpu = on_gpu(items);
+        let is_on_gpu = on_gpu.is_some();
+        if let Some(blocks) = on_gpu.filter(|_| by.is_none()) {
             let request = batch.request(items.iter().map(|item| (*item, *item.content.header())));
             let parcel = batch.parcel(&request, (&[], &[]), deadline);
             match self.links.carry_within(&parcel, &blocks, bytes).await {
@@ -411,6 +429,11 @@ impl Replicator {
         }
         Ok(answers)
     }
+}
+
+/// Returns the blocks of items that are all on a GPU.
+fn on_gpu(items: &[&Item]) -> Option<Vec<Arc<OnGpu>>> {
+    items.iter().map(|item| item.content.on_gpu().cloned()).collect()
 }
 
 impl Batch<'_> {

@@ -13,15 +13,18 @@ pub(crate) enum Bad {
     Missing,
     /// Its page is damaged.
     Damaged,
-    /// It is another block's, of another record, or of another secret.
+    /// It is another block's, of another record or secret, or of a key that is not here.
     Foreign,
     /// Its bytes are not those that its page vouches for.
     Torn,
+    /// It is whole, and not what this node wrote there.
+    Forged,
 }
 
 impl Bad {
     /// All of them.
-    pub(crate) const ALL: [Bad; 5] = [Bad::Io, Bad::Missing, Bad::Damaged, Bad::Foreign, Bad::Torn];
+    pub(crate) const ALL: [Bad; 6] =
+        [Bad::Io, Bad::Missing, Bad::Damaged, Bad::Foreign, Bad::Torn, Bad::Forged];
 
     const fn name(self) -> &'static str {
         match self {
@@ -30,6 +33,7 @@ impl Bad {
             Bad::Damaged => "damaged",
             Bad::Foreign => "foreign",
             Bad::Torn => "torn",
+            Bad::Forged => "forged",
         }
     }
 }

@@ -1,11 +1,12 @@
 //! A device's folder on disk: its lock, one file of records for each size of frames, and a page for probes.
 
+use super::key_folder::sync_folder;
 use super::record::{PAGE, record_bytes};
 use super::{DiskError, Geometry};
 use rustix::fs::{FallocateFlags, FlockOperation, OFlags, fallocate, flock, fstatvfs};
 use rustix::io::Errno;
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
@@ -16,8 +17,78 @@ use tracing::warn;
 const LOCK: &str = "lock";
 /// Name of the file whose one page a probe writes and reads.
 const PROBE: &str = "probe";
+/// Name of the file that says of what form the records are.
+const FORM: &str = "form";
 /// How often it is tried while it is another's.
 const LOCK_EVERY: Duration = Duration::from_millis(20);
+
+/// Of what form a folder's records are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Form {
+    /// As they are. A folder that says nothing was written before there was another.
+    Plain,
+    /// Encrypted.
+    Sealed,
+}
+
+impl Form {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Form::Plain => "kvhive disk tier 2 plain\n",
+            Form::Sealed => "kvhive disk tier 2 sealed\n",
+        }
+    }
+}
+
+/// Has a folder's records be of this form. Those of the other are deleted first: what is to be encrypted from now on does not stand there
+/// as it is, and what no key opens any more is of no use.
+pub(super) fn take_form(folder: &Path, wanted: Form) -> Result<(), DiskError> {
+    let path = folder.join(FORM);
+    let failed = |source| DiskError::Io { path: path.clone(), source };
+    let mut text = String::new();
+    let had = match File::open(&path) {
+        Ok(file) => {
+            file.take(256).read_to_string(&mut text).map_err(failed)?;
+            let known = [Form::Plain, Form::Sealed].into_iter().find(|form| form.as_str() == text);
+            Some(known.ok_or_else(|| DiskError::Form {
+                path: path.clone(),
+                form: format!("the form {:?}", text.trim_end()),
+            })?)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(failed(error)),
+    };
+    if had == Some(wanted) {
+        return Ok(());
+    }
+    if had.unwrap_or(Form::Plain) != wanted {
+        delete_records(folder).map_err(failed)?;
+    }
+    // Last: a process that ends before it finds no records of another form.
+    let unfinished = folder.join("form.new");
+    let mut file = OpenOptions::new()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .mode(0o600)
+        .open(&unfinished)
+        .map_err(failed)?;
+    file.write_all(wanted.as_str().as_bytes()).map_err(failed)?;
+    file.sync_all().map_err(failed)?;
+    fs::rename(&unfinished, &path).map_err(failed)?;
+    sync_folder(folder).map_err(failed)
+}
+
+fn delete_records(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with("records-") {
+            warn!(file = %entry.path().display(), "records of another form (encrypted, or not) are deleted");
+            fs::remove_file(entry.path())?;
+        }
+    }
+    sync_folder(folder)
+}
 
 fn file_name(frame_bytes: u64) -> String {
     format!("records-{frame_bytes}")
@@ -133,6 +204,35 @@ fn file_bytes(class: &Geometry) -> io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_folder_is_of_one_form_and_what_it_had_of_the_other_is_gone() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (records, form) = (folder.path().join("records-4096"), folder.path().join(FORM));
+        let put = || fs::write(&records, b"what an engine computed").expect("writable");
+        // As it was before there were forms.
+        put();
+        take_form(folder.path(), Form::Plain).expect("a folder");
+        assert!(records.exists());
+        for (wanted, stays) in
+            [(Form::Sealed, false), (Form::Sealed, true), (Form::Plain, false), (Form::Plain, true)]
+        {
+            put();
+            take_form(folder.path(), wanted).expect("a folder");
+            assert_eq!(records.exists(), stays, "{wanted:?}");
+        }
+        fs::remove_file(&form).expect("a file");
+        put();
+        take_form(folder.path(), Form::Sealed).expect("a folder");
+        assert!(!records.exists(), "what was written before there were forms is plain");
+        put();
+        for strange in ["kvhive disk tier 3 sealed\n", "", "kvhive disk tier 2 sealed"] {
+            fs::write(&form, strange).expect("writable");
+            let refused = take_form(folder.path(), Form::Sealed);
+            assert!(matches!(refused, Err(DiskError::Form { .. })), "{strange:?}: {refused:?}");
+            assert!(records.exists(), "what is not known is not touched");
+        }
+    }
 
     #[test]
     fn a_disk_without_the_room_gives_none_of_it() {

@@ -1,19 +1,24 @@
 //! A disk tier by itself, without a node over it: what `kvhive bench disk` measures.
 
-use super::{DiskError, DiskTuning, Geometry, Mover, Place, Store};
+use super::key_folder::KeyName;
+use super::{DiskError, DiskTuning, Geometry, KeyPlaces, Keyring, Mover, Place, Store};
 use crate::view::View;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use kvhive_gpu::{Arena, ClassId, HostDevice, SizeClass};
 use kvhive_protocol::block::{Codec, digest};
 use kvhive_protocol::data::StoreBlock;
-use kvhive_protocol::{BlockHeader, BlockKey, Era, LayoutFingerprint, Slot, TenantId};
+use kvhive_protocol::{BlockHeader, BlockKey, ClusterId, Epoch, Era, LayoutFingerprint, Slot, TenantId};
 use kvhive_runtime::BootClock;
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Blocks written at a time: as many as a shard moves.
 const WRITES_AT_A_TIME: usize = 32;
+
+/// Whose blocks they are.
+const NAME: KeyName = KeyName { tenant: TenantId(1), era: Era(1), mark: [0; 16] };
 
 /// One file of records, filled and read as a node does it.
 pub struct DiskBench {
@@ -24,8 +29,8 @@ pub struct DiskBench {
 }
 
 impl DiskBench {
-    /// Fills a file of `records` blocks of `block_bytes` in `folder`; its bytes are moved by threads where that is asked, else by
-    /// what is best.
+    /// Fills a file of `records` blocks of `block_bytes` in `folder`, encrypted or not; its bytes are moved by threads where that is
+    /// asked, else by what is best.
     ///
     /// # Errors
     /// When the folder cannot be used, or has not the room.
@@ -34,6 +39,7 @@ impl DiskBench {
         block_bytes: u64,
         records: u32,
         threads: bool,
+        encrypted: bool,
     ) -> Result<DiskBench, DiskError> {
         let failed = |source| DiskError::Io { path: folder.to_owned(), source };
         let mover = if threads { Mover::Threads } else { Mover::Best };
@@ -41,8 +47,14 @@ impl DiskBench {
         let geometry = [Geometry { frame_bytes: block_bytes, records }];
         let mover = mover.start(1).map_err(failed)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+        let tuning = DiskTuning::default();
+        let keys =
+            encrypted.then(|| Keyring::open(&KeyPlaces::of(folder, None), tuning.lock_limit)).transpose()?;
+        if let Some(keys) = &keys {
+            keys.go_by((ClusterId(1), Epoch(1)), BTreeSet::from([NAME]));
+        }
         let mut bench = DiskBench {
-            store: Store::open(folder, &geometry, mover, view, &DiskTuning::default())?,
+            store: Store::open(folder, &geometry, mover, view, keys, &tuning)?,
             file: folder.join(format!("records-{block_bytes}")),
             blocks: Vec::with_capacity(records as usize),
             runtime: runtime.map_err(failed)?,
@@ -108,8 +120,8 @@ async fn write(
     let header = BlockHeader {
         key: BlockKey::from_bytes(key),
         fingerprint: LayoutFingerprint([0; 16]),
-        tenant: TenantId(1),
-        era: Era(1),
+        tenant: NAME.tenant,
+        era: NAME.era,
         depth: 0,
         codec: Codec::Raw,
         payload_bytes: bytes,
@@ -117,7 +129,7 @@ async fn write(
     };
     let place = store.take(0).ok_or_else(full)?;
     let block = StoreBlock { header, parent: BlockKey::NONE };
-    place.write(block, Slot(0), [0; 16], frame.seal()).await?;
+    place.write(block, Slot(0), NAME.mark, frame.seal()).await?;
     Ok((place, header))
 }
 
@@ -127,9 +139,10 @@ mod tests {
 
     #[test]
     fn what_is_measured_is_every_block_read_whole() {
-        for threads in [false, true] {
+        for (threads, encrypted) in [(false, true), (true, true), (false, false)] {
             let folder = tempfile::tempdir().expect("a folder");
-            let bench = DiskBench::fill(folder.path(), 10_000, 40, threads).expect("a little room");
+            let bench =
+                DiskBench::fill(folder.path(), 10_000, 40, threads, encrypted).expect("a little room");
             let order: Vec<u32> = (0..40).rev().collect();
             assert_eq!(bench.read(&order, 7).expect("all come"), 400_000);
             assert!(!threads || bench.mover() == "threads");

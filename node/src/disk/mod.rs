@@ -7,12 +7,15 @@ mod figures;
 mod folder;
 mod health;
 mod keeper;
+mod key_folder;
+mod keyring;
 mod measure;
 mod place;
 mod places;
 mod queue;
 mod record;
 mod scan;
+mod seal;
 mod store;
 mod threads;
 mod uring;
@@ -26,9 +29,11 @@ pub(crate) use figures::Bad;
 pub(crate) use figures::record;
 pub(crate) use health::ProbeWaits;
 pub(crate) use keeper::Keeper;
+pub(crate) use keyring::{KeyPlaces, Keyring, destroy_keys};
 pub use measure::DiskBench;
 pub(crate) use place::{Payload, Place, ReadError};
 pub(crate) use queue::Backend;
+pub use record::fuzz_record;
 pub(crate) use record::{TenantMark, record_bytes, tenant_mark};
 pub(crate) use scan::{Found, scan_bytes};
 pub(crate) use store::Store;
@@ -53,6 +58,22 @@ pub enum DiskError {
     /// There is not the memory for its buffers.
     #[error("no memory for the disk's buffers: {0}")]
     Memory(#[from] ArenaError),
+    /// A file is of a form that this version does not know.
+    #[error("{} is of {form}, which this version of kvhive does not know; start the newer one, or give the node another disk_dir", path.display())]
+    Form {
+        /// Which.
+        path: PathBuf,
+        /// Of what form it says that it is.
+        form: String,
+    },
+    /// The master key is not the one, or anybody's.
+    #[error("cannot use {} as the disk tier's key: {why}", path.display())]
+    MasterKey {
+        /// Its file.
+        path: PathBuf,
+        /// Why not.
+        why: String,
+    },
     /// The folder or a file in it cannot be used.
     #[error("cannot use {}: {source}", path.display())]
     Io {

@@ -110,7 +110,9 @@ impl Place {
         mark: TenantMark,
         frame: ReadFrame,
     ) -> io::Result<()> {
-        let body = if is_direct(frame.bytes()) { Piece::Sealed(frame) } else { self.copied(frame.bytes()) };
+        // What is encrypted is a copy: the frame is read by others meanwhile.
+        let as_it_is = is_direct(frame.bytes()) && !self.0.store.is_sealed();
+        let body = if as_it_is { Piece::Sealed(frame) } else { self.copied(frame.bytes()) };
         self.write_piece(block, slot, mark, body).await
     }
 
@@ -138,7 +140,7 @@ impl Place {
         block: StoreBlock,
         slot: Slot,
         mark: TenantMark,
-        body: Piece,
+        mut body: Piece,
     ) -> io::Result<()> {
         let Taken { store, class, number } = &*self.0;
         let header = RecordHeader {
@@ -151,7 +153,20 @@ impl Place {
         };
         let bytes = block.header.payload_bytes;
         let mut page = store.buffers.take(PAGE);
-        header.encode(page.bytes_mut());
+        match store.key_for(header.key_name()).await {
+            Ok(None) => header.encode(page.bytes_mut()),
+            Ok(Some(key)) => {
+                let whole = body.bytes_mut().get_mut(..bytes as usize).ok_or(io::ErrorKind::InvalidInput)?;
+                header.seal(&key, page.bytes_mut(), whole)?;
+            }
+            // Its era has ended: that says nothing of the disk.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(error),
+            Err(error) => {
+                let failed = Err(error);
+                store.note_write(&failed);
+                return failed;
+            }
+        }
         let (file, at) = (store.file(*class), store.at(*class, *number));
         let pieces = vec![Piece::Own(page), body];
         let writing = Writing::begin(store).ok_or(io::ErrorKind::BrokenPipe)?;
@@ -267,20 +282,34 @@ impl Place {
         }
         let bad = |bad, why: &dyn ToString| ReadError::Bad(bad, why.to_string());
         result.map_err(|error| bad(Bad::Io, &error))?;
-        let (Some(body), Some(page)) = (pieces.pop(), pieces.pop()) else {
+        let (Some(mut body), Some(page)) = (pieces.pop(), pieces.pop()) else {
             return Err(bad(Bad::Io, &"its memory is gone"));
         };
-        let header = RecordHeader::decode(page.bytes()).map_err(|error| match error {
-            PageError::Empty => bad(Bad::Missing, &error),
-            PageError::Damaged => bad(Bad::Damaged, &error),
-        })?;
+        let (header, sealed) = store.open_page(page.bytes()).map_err(|error| bad(error.into(), &error))?;
         let is_this = header.number == *number && header.frame_bytes == store.frame_bytes(*class);
         if !is_this || header.block.header != *wanted {
             return Err(bad(Bad::Foreign, &"it is of another block"));
         }
-        let bytes = body.bytes().get(..wanted.payload_bytes as usize).unwrap_or_default();
+        let len = wanted.payload_bytes as usize;
+        if let Some(sealed) = sealed
+            && !body.bytes_mut().get_mut(..len).is_some_and(|bytes| sealed.open(bytes))
+        {
+            return Err(bad(Bad::Torn, &"its bytes are not those that were written"));
+        }
+        let bytes = body.bytes().get(..len).unwrap_or_default();
         wanted.check_bytes(bytes).map_err(|error| bad(Bad::Torn, &error))?;
         Ok(body)
+    }
+}
+
+impl From<PageError> for Bad {
+    fn from(error: PageError) -> Bad {
+        match error {
+            PageError::Empty => Bad::Missing,
+            PageError::Damaged => Bad::Damaged,
+            PageError::Forged => Bad::Forged,
+            PageError::NoKey(_) => Bad::Foreign,
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 //! are read once more when they are taken in. Of two records of one block the later counts; parents come before their children.
 
 use super::figures::{Bad, add};
+use super::key_folder::KeyName;
 use super::place::is_no_answer;
 use super::record::{PageError, RecordHeader, TenantMark};
 use super::store::Store;
@@ -86,10 +87,11 @@ impl Store {
             for from in (0..records).step_by(AT_A_TIME as usize) {
                 let numbers = from..records.min(from + AT_A_TIME);
                 for (number, page) in self.look_at(numbers.map(|number| (class, number))).await? {
-                    match self.looked_at(class, number, page) {
-                        Ok(Some(header)) => seen.take_in(class, header, tenants),
-                        Ok(None) => {}
-                        Err(bad) => seen.bad[bad as usize] += 1,
+                    match (&page, self.looked_at(class, number, &page)) {
+                        (_, Ok(Some(header))) => seen.take_in(class, header, tenants),
+                        (_, Ok(None)) => {}
+                        (Ok(Err(PageError::NoKey(name))), _) => seen.lacks_key(name, tenants),
+                        (_, Err(bad)) => seen.bad[bad as usize] += 1,
                     }
                 }
             }
@@ -115,7 +117,7 @@ impl Store {
             let pages = self.look_at(spots.iter().map(|spot| (spot.class(), spot.number))).await?;
             for (spot, (number, page)) in spots.iter().zip(pages) {
                 let class = spot.class();
-                match self.looked_at(class, number, page) {
+                match self.looked_at(class, number, &page) {
                     Ok(Some(header)) if Spot::of(class, &header) == *spot => {
                         found.push(Found { class, header })
                     }
@@ -139,7 +141,7 @@ impl Store {
                 self.scan_got_no_answer();
                 return None;
             }
-            looked.push((number, page.map(|page| RecordHeader::decode(page.bytes()))));
+            looked.push((number, page.map(|page| self.open_page(page.bytes()).map(|(header, _)| header))));
         }
         Some(looked)
     }
@@ -149,21 +151,31 @@ impl Store {
         &self,
         class: usize,
         number: u32,
-        page: io::Result<Result<RecordHeader, PageError>>,
+        page: &io::Result<Result<RecordHeader, PageError>>,
     ) -> Result<Option<RecordHeader>, Bad> {
         match page {
             Ok(Ok(header)) => {
                 let is_this = header.number == number && header.frame_bytes == self.frame_bytes(class);
-                if is_this { Ok(Some(header)) } else { Err(Bad::Foreign) }
+                if is_this { Ok(Some(*header)) } else { Err(Bad::Foreign) }
             }
             Ok(Err(PageError::Empty)) => Ok(None),
-            Ok(Err(PageError::Damaged)) => Err(Bad::Damaged),
+            Ok(Err(error)) => Err((*error).into()),
             Err(_) => Err(Bad::Io),
         }
     }
 }
 
 impl Seen {
+    /// Counts a record whose key is not here: it has ended, or is of another cluster's tenant of this number.
+    fn lacks_key(&mut self, name: &KeyName, tenants: &BTreeMap<TenantId, (Era, TenantMark)>) {
+        match tenants.get(&name.tenant) {
+            Some((era, mark)) if *mark != name.mark || *era == name.era => {
+                self.bad[Bad::Foreign as usize] += 1;
+            }
+            _ => self.ended += 1,
+        }
+    }
+
     fn take_in(
         &mut self,
         class: usize,
@@ -221,7 +233,7 @@ mod tests {
         let tuning = DiskTuning::default();
         let open = || {
             let view = Arc::new(View::new(Arc::new(BootClock), 0));
-            Store::open(folder.path(), &geometry, movers().remove(0), view, &tuning).expect("a folder")
+            Store::open(folder.path(), &geometry, movers().remove(0), view, None, &tuning).expect("a folder")
         };
         let path = folder.path().join(format!("records-{FRAME}"));
         drop(open());

@@ -3,12 +3,15 @@
 
 use super::buffer::{Buffer, Buffers, Piece};
 use super::figures::{Figures, add};
-use super::folder;
+use super::folder::{self, Form};
 use super::health::{End, Health};
+use super::key_folder::KeyName;
+use super::keyring::Keyring;
 use super::place::{Place, Taken, Writing};
 use super::places::Places;
 use super::queue::{Backend, Transfer, Way};
-use super::record::{PAGE, record_bytes};
+use super::record::{PAGE, Page, PageError, RecordHeader, SealedBytes, record_bytes};
+use super::seal::DataKey;
 use super::{DiskError, DiskTuning, Geometry, Patience};
 use crate::view::View;
 use std::fs::File;
@@ -53,6 +56,8 @@ pub(crate) struct Store {
     /// Blocks on their way to records.
     pub(super) writing: AtomicU64,
     pub(crate) figures: Figures,
+    /// Under whose keys blocks are written; none writes them as they are.
+    keys: Option<Arc<Keyring>>,
     view: Arc<View>,
     /// Lives of cores over it so far.
     lives: AtomicU64,
@@ -70,9 +75,11 @@ impl Store {
         geometry: &[Geometry],
         backend: Arc<dyn Backend>,
         view: Arc<View>,
+        keys: Option<Arc<Keyring>>,
         tuning: &DiskTuning,
     ) -> Result<Arc<Store>, DiskError> {
         let lock = folder::lock(folder, tuning.lock_limit)?;
+        folder::take_form(folder, if keys.is_some() { Form::Sealed } else { Form::Plain })?;
         let (files, is_direct) = folder::open(folder, geometry)?;
         let probe = folder::open_probe(folder)?;
         let buffers = Buffers::new(geometry.iter().map(|class| class.frame_bytes))?;
@@ -99,6 +106,7 @@ impl Store {
             has_ended: AtomicBool::new(false),
             writing: AtomicU64::new(0),
             figures: Figures::default(),
+            keys,
             view,
             lives: AtomicU64::new(0),
             lock: Mutex::new(Some(lock)),
@@ -281,6 +289,41 @@ impl Store {
         match pieces.pop() {
             Some(Piece::Own(page)) => Ok(page),
             _ => Err(io::ErrorKind::BrokenPipe.into()),
+        }
+    }
+
+    /// Says whether blocks are encrypted.
+    pub(crate) fn is_sealed(&self) -> bool {
+        self.keys.is_some()
+    }
+
+    /// Returns the key that a block is written under, made if need be; none where blocks are written as they are.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::NotFound`] when the block's era has ended, or what the disk says.
+    pub(super) async fn key_for(&self, name: KeyName) -> io::Result<Option<Arc<DataKey>>> {
+        let Some(keys) = &self.keys else { return Ok(None) };
+        if let Some(key) = keys.find(&name) {
+            return Ok(Some(key));
+        }
+        let keys = keys.clone();
+        let making = tokio::task::spawn_blocking(move || keys.make(name));
+        let made = timeout(self.patience.other, making).await;
+        made.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?.map_err(io::Error::other)?.map(Some)
+    }
+
+    /// Reads a page as this tier writes them; with it comes what opens its block's bytes, if they are encrypted.
+    pub(super) fn open_page(&self, page: &[u8]) -> Result<(RecordHeader, Option<SealedBytes>), PageError> {
+        match (RecordHeader::decode(page)?, &self.keys) {
+            (Page::Plain(header), None) => Ok((header, None)),
+            (Page::Sealed(page), Some(keys)) => {
+                let name = page.key_name();
+                let key = keys.find(&name).ok_or(PageError::NoKey(name))?;
+                let (header, bytes) = page.open(&key).ok_or(PageError::Forged)?;
+                Ok((header, Some(bytes)))
+            }
+            // A tier is of one form: the other kind of records is not its own.
+            (Page::Plain(_), Some(_)) | (Page::Sealed(_), None) => Err(PageError::Forged),
         }
     }
 

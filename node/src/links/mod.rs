@@ -255,7 +255,8 @@ impl Links {
         let parcel = Parcel { trace: span.context(), ..*parcel };
         let begun = Instant::now();
         let deadline = parcel.deadline.min(begun + NCCL_LIMIT);
-        let answer = nccl.carry(&parcel, blocks, deadline).await;
+        let mut answers = nccl.carry(std::slice::from_ref(&parcel), blocks, deadline).await;
+        let answer = answers.pop().unwrap_or(Err(NotCarried::Pair(Why::NoWorker)));
         match &answer {
             Ok(_) => self.ended(TransportKind::Nccl, &parcel, bytes, begun.elapsed(), true),
             Err(error) => {
@@ -305,6 +306,54 @@ impl Links {
                 None
             }
         }
+    }
+
+    /// Has a batch of blocks that are on a GPU get to the GPUs of all parcels at once, and returns what becomes of it at each. One that was not
+    /// carried is to go another way. The target may have it all the same.
+    pub(crate) async fn carry_to_all(
+        &self,
+        parcels: &[Parcel<'_>],
+        blocks: Vec<Arc<OnGpu>>,
+        bytes: u64,
+    ) -> Vec<Result<DataReply, NotCarried>> {
+        let begun = Instant::now();
+        let targets: Vec<DeviceId> = parcels.iter().map(|parcel| parcel.target).collect();
+        let source = parcels.first().map(|parcel| parcel.source);
+        let state = source.zip(self.nccl.as_ref()).and_then(|(source, nccl)| {
+            let state = nccl.state_to_all(source, &targets)?;
+            Some((nccl, state))
+        });
+        let Some((nccl, state)) = state else {
+            return parcels.iter().map(|_| Err(NotCarried::Pair(Why::NoWorker))).collect();
+        };
+        // That it is wanted is told in any case: else none is made.
+        let stands = matches!(state, PairState::Ready | PairState::Busy);
+        let mut spans: Vec<Span> = match stands {
+            true => parcels.iter().map(|parcel| self.span(TransportKind::Nccl, parcel, bytes)).collect(),
+            false => parcels.iter().map(|_| Span::NONE).collect(),
+        };
+        let traced = parcels.iter().zip(&spans).map(|(parcel, span)| {
+            let trace = if stands { span.context() } else { parcel.trace };
+            Parcel { trace, ..*parcel }
+        });
+        let traced: Vec<Parcel<'_>> = traced.collect();
+        let deadline = begun + NCCL_LIMIT;
+        let deadline = parcels.iter().map(|parcel| parcel.deadline).fold(deadline, Instant::min);
+        let answers = nccl.carry(&traced, blocks, deadline).await;
+        for ((answer, parcel), span) in answers.iter().zip(&traced).zip(&mut spans) {
+            match answer {
+                // How fast it was says nothing of the pair.
+                Ok(_) => self.count(TransportKind::Nccl, bytes, true),
+                Err(error) => {
+                    span.fail(error);
+                    tracing::debug!(target = %parcel.target, %error, "a batch does not go to several at once");
+                    if error.is_failure() {
+                        self.count(TransportKind::Nccl, bytes, false);
+                    }
+                }
+            }
+        }
+        answers
     }
 
     /// Waits until what another GPU sends is in the frames of `guards`, which are of this node's `device`.
@@ -365,8 +414,8 @@ impl Links {
         }
     }
 
-    /// Notes how a batch went.
-    fn ended(&self, by: TransportKind, parcel: &Parcel<'_>, bytes: u64, took: Duration, is_well: bool) {
+    /// Counts a batch.
+    fn count(&self, by: TransportKind, bytes: u64, is_well: bool) {
         let figures = &self.figures[by as usize];
         if is_well {
             count(&figures.batches);
@@ -374,6 +423,11 @@ impl Links {
         } else {
             count(&figures.failures);
         }
+    }
+
+    /// Notes how a batch went.
+    fn ended(&self, by: TransportKind, parcel: &Parcel<'_>, bytes: u64, took: Duration, is_well: bool) {
+        self.count(by, bytes, is_well);
         let Some(choices) = self.choices.get(usize::from(parcel.source.index)) else { return };
         // What moves has waited for its turn at the other end.
         let took = (!parcel.moves()).then_some(took);

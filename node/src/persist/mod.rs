@@ -4,6 +4,7 @@
 mod beside;
 mod blocking;
 mod folder;
+pub(crate) mod fuzz;
 mod jobs;
 mod keeper;
 mod load;

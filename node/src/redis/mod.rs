@@ -5,6 +5,7 @@
 
 mod caller;
 mod command;
+pub(crate) mod fuzz;
 mod info;
 mod parse;
 mod pattern;

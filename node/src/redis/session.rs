@@ -311,6 +311,74 @@ mod tests {
         assert_eq!(session.says("INFO Server"), Step::Tell(vec!["server".to_owned()]));
     }
 
+    /// How a command is called here, and the least that its caller must have shown: nothing, any token, or the cluster's own.
+    const CALLS: [(&str, Option<Role>); 27] = [
+        ("AUTH wrong", None),
+        ("CLIENT ID", Some(Role::Viewer)),
+        ("COMMAND COUNT", Some(Role::Viewer)),
+        ("CONFIG GET save", Some(Role::Viewer)),
+        ("DBSIZE", Some(Role::Viewer)),
+        ("DEL a", Some(Role::Admin)),
+        ("ECHO a", Some(Role::Viewer)),
+        ("EXISTS a", Some(Role::Admin)),
+        ("GET a", Some(Role::Admin)),
+        ("HELLO 3", Some(Role::Viewer)),
+        ("INFO", Some(Role::Viewer)),
+        ("MGET a b", Some(Role::Admin)),
+        ("MSET a b", Some(Role::Admin)),
+        ("PING", None),
+        ("PSETEX a 10 b", Some(Role::Admin)),
+        ("PTTL a", Some(Role::Admin)),
+        ("QUIT", None),
+        ("RESET", None),
+        ("SCAN 0", Some(Role::Admin)),
+        ("SELECT 0", Some(Role::Viewer)),
+        ("SET a b", Some(Role::Admin)),
+        ("SETEX a 10 b", Some(Role::Admin)),
+        ("SETNX a b", Some(Role::Admin)),
+        ("STRLEN a", Some(Role::Admin)),
+        ("TTL a", Some(Role::Admin)),
+        ("TYPE a", Some(Role::Admin)),
+        ("UNLINK a", Some(Role::Admin)),
+    ];
+
+    #[test]
+    fn each_command_is_for_whom_the_table_says_and_for_nobody_else() {
+        let name = |line: &str| line.split(' ').next().unwrap_or_default().to_ascii_lowercase();
+        let called: Vec<String> = CALLS.iter().map(|(line, _)| name(line)).collect();
+        let known: Vec<&str> = COMMANDS.iter().map(|(known, _)| *known).collect();
+        assert_eq!(called, known, "each command has a row that says whose it is");
+        // Wrong ones give what nothing gives, also where the tenant is there, and so does what was shown before a RESET.
+        let shown: [(&[&str], Option<Role>); 9] = [
+            (&[], None),
+            (&["AUTH wrong"], None),
+            (&["AUTH acme wrong"], None),
+            (&["AUTH nobody all"], None),
+            (&["HELLO 3 AUTH acme wrong"], None),
+            (&["AUTH all", "RESET"], None),
+            (&["AUTH look"], Some(Role::Viewer)),
+            (&["AUTH all", "AUTH look"], Some(Role::Viewer)),
+            (&["AUTH look", "AUTH acme all"], Some(Role::Admin)),
+        ];
+        for (before, role) in shown {
+            for (line, needs) in CALLS {
+                let mut session = session();
+                before.iter().for_each(|line| drop(session.says(line)));
+                let refused = match session.says(line) {
+                    Step::Say(Reply::Error(error)) => error.split(' ').next().map(str::to_owned),
+                    _ => None,
+                };
+                let refused = refused.as_deref().filter(|code| ["NOAUTH", "NOPERM"].contains(code));
+                let expected = match (role, needs) {
+                    (None, Some(_)) => Some("NOAUTH"),
+                    (Some(role), Some(needs)) if role < needs => Some("NOPERM"),
+                    _ => None,
+                };
+                assert_eq!(refused, expected, "{line} after {before:?}");
+            }
+        }
+    }
+
     #[test]
     fn clients_find_what_they_ask_for_at_their_start() {
         let mut session = session();

@@ -81,9 +81,18 @@ impl Asker {
     }
 
     pub(super) async fn connect_with(address: &str, member: MemberId, token: &[u8]) -> Result<Asker, Fault> {
+        Asker::connect_as(address, member, token, Role::Client).await
+    }
+
+    pub(super) async fn connect_as(
+        address: &str,
+        member: MemberId,
+        token: &[u8],
+        role: Role,
+    ) -> Result<Asker, Fault> {
         let identity = Identity {
             token: TokenKey::new(token),
-            role: Role::Client,
+            role,
             sender: 0,
             cluster: None,
             tls: None,

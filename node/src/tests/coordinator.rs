@@ -36,6 +36,8 @@ struct Script {
     silent: bool,
     fenced: bool,
     confirmed: BTreeMap<MemberId, Epoch>,
+    /// Heartbeats so far.
+    beats: u64,
     left: Vec<MemberId>,
     occupied: Vec<u8>,
     filled: Vec<(Slot, DeviceId)>,
@@ -47,6 +49,12 @@ struct Script {
 
 impl FakeCoordinator {
     pub(super) async fn start() -> FakeCoordinator {
+        FakeCoordinator::leasing(Duration::from_secs(1)).await
+    }
+
+    /// As [`FakeCoordinator::start`], with leases of this length.
+    pub(super) async fn leasing(lease: Duration) -> FakeCoordinator {
+        let lease_ms = lease.as_millis() as u64;
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("it is bound");
         let tenant =
@@ -55,9 +63,9 @@ impl FakeCoordinator {
             replicas: 3,
             segment_blocks: 16,
             ack: Ack::Primary,
-            lease_ms: 1000,
+            lease_ms,
             heartbeat_ms: 20,
-            serving_lease_ms: 1000,
+            serving_lease_ms: lease_ms,
         };
         let map = ClusterMap {
             tenants: BTreeMap::from([(TENANT, tenant)]),
@@ -68,6 +76,7 @@ impl FakeCoordinator {
             silent: false,
             fenced: false,
             confirmed: BTreeMap::new(),
+            beats: 0,
             left: Vec::new(),
             occupied: Vec::new(),
             filled: Vec::new(),
@@ -122,6 +131,18 @@ impl FakeCoordinator {
 
     pub(super) fn epoch(&self) -> Epoch {
         self.script().map.epoch
+    }
+
+    /// Returns how many heartbeats it has answered.
+    pub(super) fn beats(&self) -> u64 {
+        self.script().beats
+    }
+
+    /// Takes all tenants off the map; returns them, and the map's epoch.
+    pub(super) fn delete_tenants(&self) -> (BTreeMap<TenantId, Tenant>, Epoch) {
+        let mut script = self.script();
+        script.map.epoch = script.map.epoch.next();
+        (std::mem::take(&mut script.map.tenants), script.map.epoch)
     }
 
     /// Raises the tenant's era; returns the era and the map's epoch.
@@ -250,6 +271,7 @@ impl Script {
             return ControlReply::Fenced;
         }
         self.confirmed.insert(heartbeat.member, heartbeat.epoch);
+        self.beats += 1;
         self.tenants.clone_from(&heartbeat.devices[0].tenants);
         self.strategies.clone_from(&heartbeat.devices[0].strategies);
         self.occupied.clone_from(&heartbeat.devices[0].occupied);

@@ -2,10 +2,10 @@
 
 use super::asker::{Asker, Block, kept, key};
 use super::{KIB, Setup, eventually};
-use crate::NodeHandle;
 use crate::actors::core::DeviceMessage;
 use crate::disk::fault::{Faulty, Trouble};
 use crate::disk::{Backend, Bad, DiskTuning, Mover, ProbeWaits, Store, movers, record_bytes};
+use crate::{DiskKeys, NodeHandle};
 use kvhive_cache::ShardStats;
 use kvhive_protocol::data::Ack;
 use kvhive_protocol::{ClusterId, Epoch, Era, WireError};
@@ -73,7 +73,7 @@ pub(super) async fn ended(node: NodeHandle) {
     ending.await.expect("shutdown does not panic");
 }
 
-async fn again(setup: &Setup, coordinator: &super::FakeCoordinator) -> NodeHandle {
+pub(super) async fn again(setup: &Setup, coordinator: &super::FakeCoordinator) -> NodeHandle {
     let node = setup.start("node-0", coordinator);
     eventually("it serves", || node.is_serving()).await;
     knows_its_disk(&node).await;
@@ -108,7 +108,7 @@ impl Records {
     }
 
     /// Says where the record of a block begins; of several, the one written last.
-    fn at(&self, number: u64) -> u64 {
+    pub(super) fn at(&self, number: u64) -> u64 {
         let names = |at: &usize| self.1[*at + 104..*at + 136] == *key(number).as_bytes();
         let written = |at: &usize| u64::from_le_bytes(self.1[*at + 24..*at + 32].try_into().expect("eight"));
         let all = (0..self.1.len()).step_by(RECORD as usize).filter(names);
@@ -389,7 +389,14 @@ async fn two_nodes_do_not_share_a_folder() {
     let setup = setup(folder.path());
     let (coordinator, _node) = setup.one().await;
     let impatient = DiskTuning { lock_limit: Duration::ZERO, ..DiskTuning::default() };
-    let refused = Setup { disk_tuning: impatient, ..setup }.try_start("node-1", &coordinator);
+    let refused = Setup { disk_tuning: impatient.clone(), ..setup }.try_start("node-1", &coordinator);
+    let refused = refused.err().expect("the folder is taken").to_string();
+    assert!(refused.contains("/keys is in use by another node"), "{refused}");
+    // Nor where they have no keys.
+    let folder = tempfile::tempdir().expect("a folder");
+    let plain = Setup { disk_keys: DiskKeys::Off, ..self::setup(folder.path()) };
+    let (coordinator, _node) = plain.one().await;
+    let refused = Setup { disk_tuning: impatient, ..plain }.try_start("node-1", &coordinator);
     let refused = refused.err().expect("the folder is taken").to_string();
     assert!(refused.contains("device-0") && refused.contains("in use by another node"), "{refused}");
 }

@@ -256,7 +256,7 @@ async fn a_node_ends_over_a_disk_that_does_not_answer_and_leaves_its_folder_lock
     waits.await.expect("no panic").expect("the node does not wait for the disk");
     let open = || {
         let tuning = DiskTuning { lock_limit: Duration::ZERO, ..tuning(faulty.clone()) };
-        Store::open(&folder.path().join("device-0"), &geometry, faulty.clone(), view.clone(), &tuning)
+        Store::open(&folder.path().join("device-0"), &geometry, faulty.clone(), view.clone(), None, &tuning)
     };
     let opened = open();
     assert!(matches!(opened, Err(DiskError::Shared { .. })), "the disk may still write to it");

@@ -4,8 +4,9 @@
 #[path = "../../../gpu/tests/fake/mod.rs"]
 mod fake;
 
-use super::asker::{Block, already, kept};
-use super::{KIB, Setup, eventually};
+use super::asker::{Asker, Block, already, kept};
+use super::proxy::{Proxy, Then};
+use super::{KIB, MIB, Setup, eventually};
 use crate::memory::Memory;
 use crate::{ClassConfig, DeviceConfig, DeviceMemory, NodeError};
 use fake::{Fake, FakeNvml};
@@ -268,6 +269,53 @@ async fn a_node_ends_while_its_gpu_hangs_and_is_not_yet_known_to() {
     drop(client);
     tokio::task::spawn_blocking(move || drop(node)).await.expect("it ends");
     DRIVER.release();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_is_cut_while_its_gpu_hangs_is_given_up_at_once() {
+    let patience = Patience { copy: Duration::from_millis(100), stall: Duration::from_secs(3600) };
+    let setup = Setup { frame_bytes: MIB, device_frames: 4, patience, ..on_gpu() };
+    let (_coordinator, node) = setup.one().await;
+    // The first block is whole, and on its way to the GPU, when the second is cut.
+    let proxy = Proxy::before(node.data_address(), 1536 * KIB, Then::Cut).await;
+    let member = node.member().expect("it is a member");
+    let mut dying = Asker::connect(&proxy.address(), member).await.expect("the proxy passes it on");
+    DRIVER.hang("cuMemcpyHtoDAsync_v2", 1);
+    let both = [Block::new(1, MIB), Block::new(2, MIB)];
+    dying.try_store(&both, Ack::Primary).await.expect_err("it is cut");
+    node.settles("both writes are over", |stats| stats.filling == 0 && stats.abandoned == 2).await;
+    assert_eq!(DRIVER.ask("fake_hung"), 1);
+    assert_eq!(node.shard_stats().await.given_up, 1, "the GPU may write to one of the frames yet");
+    assert_eq!(node.inside.memories[0].free_frames(Tier::Device), 3);
+    let mut client = node.ask().await;
+    let refused = client.store(&both[..1], Ack::Primary).await;
+    assert_eq!(
+        refused,
+        Ok(vec![Stored::Refused(Refusal::NoRoom)]),
+        "it goes behind what hangs, not for what is under way"
+    );
+    DRIVER.release();
+    node.settles("its frames are there again", |stats| stats.given_up + stats.filling == 0).await;
+    assert_eq!(node.inside.memories[0].free_frames(Tier::Device), 4);
+    assert_eq!(client.store(&both, Ack::Primary).await, Ok(vec![kept(1); 2]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frame_that_a_lost_gpu_may_write_to_is_given_up_until_it_is_let_go_of() {
+    let patience = Patience { copy: Duration::from_millis(100), stall: Duration::from_millis(300) };
+    let setup = Setup { device_frames: 4, host_frames: 4, patience, ..on_gpu() };
+    let (_coordinator, node) = setup.one().await;
+    let mut client = node.ask().await;
+    DRIVER.hang("cuMemcpyHtoDAsync_v2", 1);
+    let block = [Block::new(1, 64 * KIB)];
+    let refused = client.store(&block, Ack::Primary).await;
+    assert_eq!(refused, Ok(vec![Stored::Refused(Refusal::NoRoom)]));
+    node.settles("the tier is lost", |stats| stats.device.capacity_bytes == 0).await;
+    assert_eq!(node.shard_stats().await.given_up, 1, "its lane was given up, and has the frame");
+    assert_eq!(client.store(&block, Ack::Primary).await, Ok(vec![kept(1)]), "in the host's memory");
+    DRIVER.release();
+    node.settles("nothing writes to it any more", |stats| stats.given_up + stats.filling == 0).await;
+    assert!(client.fetch(&[1]).await == Ok(vec![Some(block[0].bytes.clone())]));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -167,6 +167,7 @@ async fn a_setup_that_makes_no_sense_is_refused_by_name() {
             classes: vec![crate::ClassConfig { frame_bytes: 4096, share: 1 }],
         }],
         disk_folder: None,
+        disk_keys: crate::DiskKeys::default(),
         persist: None,
         pin_memory: false,
         share_memory: crate::ShareMemory::default(),

@@ -5,6 +5,7 @@ mod blocks;
 mod codecs;
 mod coordinator;
 mod disk;
+mod disk_keys;
 mod disk_trouble;
 mod explain;
 mod faults;
@@ -23,6 +24,7 @@ mod replication;
 mod share;
 mod snapshots;
 mod stages;
+mod strangers;
 mod tenants;
 mod traces;
 mod watch;
@@ -66,6 +68,7 @@ struct Setup {
     /// Folder and number of records of its disk tier.
     disk: Option<(PathBuf, usize)>,
     disk_tuning: DiskTuning,
+    disk_keys: crate::DiskKeys,
     devices: usize,
     device_frames: usize,
     host_frames: usize,
@@ -76,7 +79,7 @@ struct Setup {
     /// How long its GPU is waited for.
     patience: Patience,
     redis: Option<crate::RedisConfig>,
-    /// Whether blocks go from GPU to GPU by NCCL, and what goes wrong in the first worker of a node.
+    /// Whether blocks go from GPU to GPU by NCCL, and what goes wrong in a worker of a node.
     nccl: bool,
     wrong: Option<nccl::Wrong>,
     share_memory: crate::ShareMemory,
@@ -86,6 +89,8 @@ struct Setup {
     speaks: Level,
     /// How many of a million requests are traced.
     sample_ppm: u32,
+    /// How long its coordinator's leases are.
+    lease: Duration,
 }
 
 impl Default for Setup {
@@ -102,6 +107,7 @@ impl Default for Setup {
             persist: None,
             disk: None,
             disk_tuning: DiskTuning::default(),
+            disk_keys: crate::DiskKeys::default(),
             devices: 1,
             device_frames: 32,
             host_frames: 0,
@@ -118,6 +124,7 @@ impl Default for Setup {
             gpus_apart: false,
             speaks: Level::NEWEST,
             sample_ppm: 0,
+            lease: Duration::from_secs(1),
         }
     }
 }
@@ -174,6 +181,7 @@ impl Setup {
                 ..crate::Tuning::default()
             },
             disk_folder: self.disk.as_ref().map(|(folder, _)| folder.clone()),
+            disk_keys: self.disk_keys.clone(),
             persist: self.persist.clone(),
             names_bytes: 32 << 20,
             redis: self.redis.clone(),
@@ -215,7 +223,7 @@ impl Setup {
 
     /// Starts a coordinator and nodes that are all replicas of all slots, and waits until all serve by that map.
     async fn several(&self, count: usize) -> (FakeCoordinator, Vec<NodeHandle>) {
-        let coordinator = FakeCoordinator::start().await;
+        let coordinator = FakeCoordinator::leasing(self.lease).await;
         let mut nodes: Vec<_> =
             (0..count).map(|at| self.start(&format!("node-{at}"), &coordinator)).collect();
         for node in &nodes {

@@ -18,7 +18,7 @@ use kvhive_cache::Tier;
 use kvhive_links::pairs::Why;
 use kvhive_protocol::data::{Ack, DataReply, DataRequest, PairRequest};
 use kvhive_protocol::links::PairState;
-use kvhive_protocol::pairs::{Incarnation, PairMessage, PairWord};
+use kvhive_protocol::pairs::{GroupWord, Incarnation, PairMessage, PairWord};
 use kvhive_protocol::{DeviceId, Generation, MemberId, WireError};
 use kvhive_wire::Fault;
 use rustix::process::{Pid, Signal, kill_process};
@@ -41,11 +41,11 @@ fn worker_process() {
 /// Goes wrong in all of them: there is no NCCL.
 const NO_LIBRARY: &str = "no library";
 
-/// What goes wrong in the first worker of each node whose name begins so, and in none after it.
+/// What goes wrong once in the workers of each node whose name begins so, the last thing of it in one and in none after that.
 pub(super) struct Wrong {
     node: &'static str,
     what: String,
-    /// In it there is a folder of each node's once a worker was started, and a file with the name of each call that went wrong.
+    /// In it there is a file with the name of each call that went wrong.
     once: TempDir,
     /// How long a worker's calls may take.
     watchdog: Duration,
@@ -63,7 +63,7 @@ impl Wrong {
 }
 
 /// A worker whose call does not return within this ends itself.
-const WATCHDOG: Duration = Duration::from_millis(300);
+const WATCHDOG: Duration = Duration::from_secs(1);
 
 /// How a node of this name goes by NCCL.
 pub(super) fn config(name: &str, wrong: Option<&Wrong>) -> NcclConfig {
@@ -84,11 +84,13 @@ pub(super) fn config(name: &str, wrong: Option<&Wrong>) -> NcclConfig {
             environment.push(("KVHIVE_NCCL".to_owned(), "/nowhere/libnccl.so.2".to_owned()));
         }
         environment.push(("KVHIVE_FAKE_NCCL".to_owned(), wrong.what.clone()));
-        environment.push(("ONCE".to_owned(), text(&wrong.once.path().join(name))));
+        // A worker that is killed before it comes to that, as on a busy machine, is not the last of whom it goes wrong.
+        let last = wrong.what.rsplit(',').next().and_then(|last| last.split(':').next()).unwrap_or_default();
+        environment.push(("ONCE".to_owned(), text(&wrong.once.path().join(last))));
         environment.push(("KVHIVE_FAKE_NCCL_REACHED".to_owned(), text(wrong.once.path())));
     }
     let program = std::env::current_exe().expect("a test is a program");
-    let first = r#"mkdir "$ONCE" 2>/dev/null || unset KVHIVE_FAKE_NCCL; exec "$0" "$@""#;
+    let first = r#"[ -e "$ONCE" ] && unset KVHIVE_FAKE_NCCL; exec "$0" "$@""#;
     let own = text(&program);
     let words = ["-c", first, &own, "--exact", "tests::nccl::worker_process", "--ignored", "--nocapture"];
     NcclConfig {
@@ -101,7 +103,9 @@ pub(super) fn config(name: &str, wrong: Option<&Wrong>) -> NcclConfig {
 }
 
 fn by_nccl() -> Setup {
-    Setup { nccl: true, ..if is_real() { Setup::default() } else { on_gpu() } }
+    // What befalls a node whose lease runs out is another story, and a busy machine's heartbeats are late.
+    let lease = Duration::from_secs(60);
+    Setup { nccl: true, lease, ..if is_real() { Setup::default() } else { on_gpu() } }
 }
 
 /// The process of a node's worker, as the system knows it.
@@ -154,7 +158,7 @@ async fn a_node_without_nccl_is_known_as_such_and_starts_no_second_worker() {
     let lacking = Setup { wrong: Some(wrong), ..roomy() };
     // One has no library, the other is not to go by NCCL.
     for (other, tries) in [(&lacking, true), (&Setup { nccl: false, ..roomy() }, false)] {
-        let (_coordinator, nodes) = two([&roomy(), other]).await;
+        let (_coordinator, nodes) = in_order([&roomy(), other]).await;
         let mut client = nodes[0].ask().await;
         let without = Why::Without.to_string();
         for number in 0..500 {
@@ -181,21 +185,25 @@ async fn a_node_without_nccl_is_known_as_such_and_starts_no_second_worker() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_speaks_for_another_members_gpu() {
-    let (_coordinator, nodes) = two([&by_nccl(); 2]).await;
+    let (_coordinator, nodes) = in_order([&by_nccl(); 2]).await;
     let [first, second] = nodes.each_ref().map(|node| node.member().expect("it is a member"));
     let mut asker = ask_as_node(&nodes[0], u64::from(second.0)).await;
-    let say = |from: MemberId| {
+    let root = DeviceId::new(first, 0);
+    let of_pair = PairWord::Broken { incarnation: Incarnation::default() };
+    let of_group = PairWord::Group(GroupWord::Broken { root, incarnation: Incarnation::default() });
+    let say = |from: MemberId, word: PairWord| {
         let (from, to) = (DeviceId::new(from, 0), DeviceId::new(first, 0));
-        let word = PairWord::Broken { incarnation: Incarnation::default() };
         let (generation, to_generation) = (Generation(1), Generation(1));
         let message = PairMessage { from, generation, to, to_generation, word };
         let epoch = nodes[0].plane.view.serving().expect("it serves").map.epoch;
         DataRequest::Pair(PairRequest { epoch, message })
     };
-    let heard = asker.exchange(&say(second), &[]).await;
-    assert!(matches!(heard, Ok(DataReply::Heard { .. })), "{heard:?}");
-    let refused = asker.exchange(&say(MemberId(second.0 + 1)), &[]).await;
-    assert!(matches!(refused, Err(Fault::Refused(WireError::Forbidden { .. }))), "{refused:?}");
+    for word in [of_pair, of_group] {
+        let heard = asker.exchange(&say(second, word.clone()), &[]).await;
+        assert!(matches!(heard, Ok(DataReply::Heard { .. })), "{heard:?}");
+        let refused = asker.exchange(&say(MemberId(second.0 + 1), word), &[]).await;
+        assert!(matches!(refused, Err(Fault::Refused(WireError::Forbidden { .. }))), "{refused:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -267,7 +275,7 @@ async fn a_worker_that_is_killed_under_way_costs_no_store_its_time_and_no_block_
         // Its second transfer stops in its middle, and nothing but the kill ends that. A real NCCL is killed when it is likely to be in one.
         let wrong = Wrong { watchdog: Duration::from_secs(60), ..Wrong::at(victim, "transfer:2:hang") };
         let setup = Setup { device_frames: 256, wrong: (!is_real()).then_some(wrong), ..by_nccl() };
-        let (_coordinator, nodes) = two([&setup; 2]).await;
+        let (_coordinator, nodes) = in_order([&setup; 2]).await;
         let mut client = nodes[0].ask().await;
         carries(&nodes[0], 100_000).await;
         for batch in 0..4 {
@@ -311,9 +319,7 @@ async fn carries(node: &NodeHandle, from: u64) {
     let (before, begun) = (gone_by(node, "nccl"), Instant::now());
     let mut client = node.ask().await;
     for number in from.. {
-        let stored = client.store(&blocks(number, 1), Ack::All).await;
-        // A machine that has no time for heartbeats lets a lease run out, which is another story.
-        assert!(matches!(stored, Ok(_) | Err(WireError::NoLease)), "{stored:?}");
+        client.store(&blocks(number, 1), Ack::All).await.expect("it serves");
         if gone_by(node, "nccl") > before {
             return;
         }
@@ -323,27 +329,31 @@ async fn carries(node: &NodeHandle, from: u64) {
     }
 }
 
-/// Starts two nodes: the first is rank 0 of their pair and every slot's primary, so it sends and the other receives.
-async fn two(setups: [&Setup; 2]) -> (FakeCoordinator, [NodeHandle; 2]) {
-    let coordinator = FakeCoordinator::start().await;
-    let first = setups[0].start("node-0", &coordinator);
-    eventually("it is a member", || first.member().is_some()).await;
-    let nodes = [first, setups[1].start("node-1", &coordinator)];
+/// Starts nodes one after the other: the first is rank 0 of all that it is in and every slot's primary, so it sends and the others receive.
+async fn in_order<const N: usize>(setups: [&Setup; N]) -> (FakeCoordinator, [NodeHandle; N]) {
+    let coordinator = FakeCoordinator::leasing(setups[0].lease).await;
+    let mut nodes = Vec::with_capacity(N);
+    for (at, setup) in setups.into_iter().enumerate() {
+        let node = setup.start(&format!("node-{at}"), &coordinator);
+        eventually("it is a member", || node.member().is_some()).await;
+        nodes.push(node);
+    }
     for node in &nodes {
-        eventually("both serve by the whole map", || {
+        eventually("all serve by the whole map", || {
             let members = node.plane.view.serving().map_or(0, |serving| serving.map.members.len());
-            node.is_serving() && members == 2
+            node.is_serving() && members == N
         })
         .await;
     }
+    let nodes = nodes.try_into().unwrap_or_else(|_| panic!("there are as many as setups"));
     (coordinator, nodes)
 }
 
-/// Two nodes in one of whose first workers something goes wrong, in this call after whatever it takes to come to that: each store is answered
+/// Two nodes in one of whose workers something goes wrong once, in this call after whatever it takes to come to that: each store is answered
 /// by its deadline and both have the right bytes.
 async fn goes_on(node: &'static str, call: &str, wrong: &str) {
     let setup = Setup { wrong: Some(Wrong::at(node, wrong)), ..by_nccl() };
-    let (_coordinator, nodes) = two([&setup; 2]).await;
+    let (_coordinator, nodes) = in_order([&setup; 2]).await;
     let mut client = nodes[0].ask().await;
     for from in 0..6 {
         let begun = Instant::now();
@@ -382,6 +392,110 @@ async fn goes_on_whatever_a_call_does(nodes: &[&'static str], before: &str, call
 const FIRST: &[&str] = &["node-0"];
 const SECOND: &[&str] = &["node-1"];
 const BOTH: &[&str] = &["node-0", "node-1"];
+const ALL: &[&str] = &["node-0", "node-1", "node-2"];
+/// Says whether a node has a communicator over which it can send to several, and what has gone over it.
+fn to_several(node: &NodeHandle) -> Option<u64> {
+    let pairs = node.plane.replicator.links.pairs();
+    let own = pairs.iter().flat_map(|gpu| gpu.groups.iter().filter(|group| group.root == gpu.device));
+    own.filter(|group| group.state == PairState::Ready).map(|group| group.transfers).next()
+}
+
+/// Says that a node has these blocks.
+async fn has(node: &NodeHandle, numbers: std::ops::Range<u64>) {
+    let mut asker = node.ask().await;
+    asker.device = DeviceId::new(node.member().expect("it is a member"), 0);
+    let count = numbers.end - numbers.start;
+    let expected: Vec<_> = blocks(numbers.start, count).into_iter().map(|block| Some(block.bytes)).collect();
+    let found = asker.fetch(&numbers.collect::<Vec<_>>()).await;
+    assert!(found.as_ref() == Ok(&expected), "{:?}", found.map(|found| found.iter().flatten().count()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn copies_for_two_replicas_go_to_both_at_once_when_all_have_joined() {
+    let (_coordinator, nodes) = by_nccl().several(3).await;
+    let mut client = nodes[0].ask().await;
+    assert_eq!(client.store(&blocks(0, 1), Ack::All).await, Ok(vec![kept(3)]), "by TCP meanwhile");
+    eventually("all have joined", || to_several(&nodes[0]) == Some(0)).await;
+    assert_eq!(client.store(&blocks(1, 6), Ack::All).await, Ok(vec![kept(3); 6]));
+    assert_eq!(to_several(&nodes[0]), Some(1));
+    for (node, direction) in nodes.iter().zip(["sent", "received", "received"]) {
+        let done =
+            format!("nccl_transfers_total{{device=\"0\",direction=\"{direction}\",outcome=\"done\"}} 1");
+        let given_up = "nccl_groups_given_up_total{device=\"0\",reason=\"failed\"} 0";
+        for line in [
+            "nccl_groups{device=\"0\",state=\"ready\"} 1",
+            "nccl_groups_made_total{device=\"0\"} 1",
+            given_up,
+            &done,
+        ] {
+            tells(node, line).await;
+        }
+        has(node, 0..7).await;
+        node.settles("nobody reads or writes", |stats| stats.readers + stats.filling == 0).await;
+    }
+}
+
+/// Says whether all that a node has begun to make has come to something, or to nothing.
+fn has_made_up_its_mind(node: &NodeHandle) -> bool {
+    use PairState::{Aborting, Joining, Offered};
+    let reports = node.plane.replicator.links.pairs();
+    let pairs = reports.iter().flat_map(|gpu| gpu.pairs.iter().map(|pair| pair.state));
+    let groups = reports.iter().flat_map(|gpu| gpu.groups.iter().map(|group| group.state));
+    !pairs.chain(groups).any(|state| matches!(state, Offered | Joining | Aborting))
+}
+
+/// Three nodes in one of whose workers something goes wrong once, in this call after whatever it takes to come to that: each store is answered
+/// by its deadline and all have the right bytes.
+async fn goes_on_to_two(node: &'static str, call: &str, wrong: &str) {
+    let setup = Setup { wrong: Some(Wrong::at(node, wrong)), ..by_nccl() };
+    let (_coordinator, nodes) = in_order([&setup; 3]).await;
+    let mut client = nodes[0].ask().await;
+    for from in 0..5 {
+        let begun = Instant::now();
+        let stored = client.store(&blocks(from * 2, 2), Ack::All).await;
+        assert_eq!(stored, Ok(vec![kept(3); 2]), "{wrong} at {node}, batch {from}");
+        let took = begun.elapsed();
+        assert!(took <= COPY_LIMIT + Duration::from_millis(100), "{wrong} at {node}: {took:?}");
+        eventually("communicators stand, or are found to be of no use", || has_made_up_its_mind(&nodes[0]))
+            .await;
+    }
+    let planned = setup.wrong.as_ref().expect("something goes wrong");
+    eventually("what was planned has gone wrong", || planned.has_come_to(call)).await;
+    for node in &nodes {
+        has(node, 0..10).await;
+        node.settles("nobody reads or writes", |stats| stats.readers + stats.filling + stats.given_up == 0)
+            .await;
+    }
+    println!("{wrong} at {node}");
+}
+
+/// All that may go wrong in the nth call of this name at these nodes, while the first of three sends to both others.
+async fn goes_on_to_two_whatever_a_call_does(nodes: &[&'static str], before: &str, (call, nth): (&str, u32)) {
+    for how in ["fail", "hang", "die"] {
+        let wrong = format!("{before}{call}:{nth}:{how}");
+        join_all(nodes.iter().map(|node| goes_on_to_two(node, call, &wrong))).await;
+    }
+}
+
+macro_rules! calls_of_three {
+    ($($test:ident: $nodes:ident, $before:literal $call:literal $nth:literal,)+) => {$(
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $test() {
+            goes_on_to_two_whatever_a_call_does($nodes, $before, ($call, $nth)).await;
+        }
+    )+};
+}
+
+calls_of_three! {
+    stores_go_on_when_of_three_one_makes_no_id: FIRST, "" "ncclGetUniqueId" 1,
+    stores_go_on_when_of_three_one_does_not_join: ALL, "" "ncclCommInitRankConfig" 1,
+    stores_go_on_when_of_three_one_does_not_join_another: ALL, "" "ncclCommInitRankConfig" 2,
+    stores_go_on_when_of_three_one_begins_no_group: ALL, "" "ncclGroupStart" 1,
+    stores_go_on_when_of_three_one_ends_no_group: ALL, "" "ncclGroupEnd" 1,
+    stores_go_on_when_of_three_one_broadcasts_nothing: ALL, "" "ncclBroadcast" 1,
+    stores_go_on_when_of_three_one_stops_in_the_middle: ALL, "" "transfer" 1,
+    stores_go_on_when_of_three_one_aborts_nothing: ALL, "transfer:1:fail," "ncclCommAbort" 1,
+}
 
 macro_rules! calls {
     ($($test:ident: $nodes:ident, $before:literal $call:literal,)+) => {$(

@@ -119,6 +119,14 @@ pub const HELP: &[(&str, &str)] = &[
         "kvhive_node_disk_open",
         "1 where the disk tier is used, 0 where it is closed after failures until it works again",
     ),
+    (
+        "kvhive_node_disk_keys",
+        "Keys of the encrypted disk tiers: one for each tenant that has written there since its last clear",
+    ),
+    (
+        "kvhive_node_disk_keys_destroyed_total",
+        "Disk keys destroyed because their tenant was deleted, cleared or given another secret",
+    ),
     ("kvhive_node_disk_probes_total", "Tries whether a closed disk works again"),
     ("kvhive_node_disk_restored_blocks_total", "Blocks found again on the disk at a start"),
     ("kvhive_node_disk_waiting_transfers", "Reads and writes that wait for the disk"),
@@ -186,6 +194,15 @@ pub const HELP: &[(&str, &str)] = &[
     ("kvhive_node_name_requests_total", "Names that were asked about, set or dropped at this node"),
     ("kvhive_node_names", "Names whose meaning this node keeps"),
     ("kvhive_node_names_evicted_total", "Names that had to make room for others (names_memory)"),
+    (
+        "kvhive_node_nccl_groups",
+        "Sets of GPUs that blocks were to go to at once from or through a GPU, by how far their communicator is",
+    ),
+    (
+        "kvhive_node_nccl_groups_given_up_total",
+        "Communicators of more than two GPUs that were given up, or what there was of them, by the reason",
+    ),
+    ("kvhive_node_nccl_groups_made_total", "Communicators of more than two GPUs that stood"),
     ("kvhive_node_nccl_pairs", "GPUs that a GPU has had a pair with or wanted one, by how far that is"),
     (
         "kvhive_node_nccl_pairs_given_up_total",

@@ -48,11 +48,50 @@ fn three_in_a_ring_that_all_send_at_once() {
     }
 }
 
+/// One that sends to two others, of whom one sends to the other.
+fn one_to_two() -> Scenario {
+    Scenario::of(3, &[(0, 1)]).and_to_all(2, &[0, 1])
+}
+
+/// Two that each send to both others.
+fn two_to_two() -> Scenario {
+    Scenario::of(3, &[]).and_to_all(0, &[1, 2]).and_to_all(1, &[0, 2])
+}
+
+#[test]
+fn three_that_make_a_group() {
+    for bounds in [NONE, LOSS, REPEAT, DEATH, EARLY] {
+        let explored = holds(&Scenario::of(3, &[]).and_to_all(1, &[0, 2]), bounds);
+        assert_eq!(explored.carried, 1);
+    }
+}
+
+#[test]
+fn a_group_and_a_pair_that_send_at_once() {
+    for bounds in [NONE, LOSS] {
+        holds(&one_to_two().standing(), bounds);
+    }
+}
+
+#[test]
+fn two_groups_that_send_at_once() {
+    holds(&two_to_two().standing(), NONE);
+}
+
+#[test]
+fn a_group_whose_sends_leave_before_they_are_received() {
+    let scenario = Scenario { is_eager: true, ..two_to_two().standing() };
+    holds(&scenario, NONE);
+}
+
 #[test]
 #[ignore = "three quarters of a million states, so a minute"]
 fn two_and_three_with_more_trouble() {
     holds(&two(), Bounds { losses: 1, deaths: 1, ..NONE });
     holds(&ring(), REPEAT);
+    holds(&Scenario::of(3, &[(1, 0), (2, 1)]).and_to_all(0, &[1, 2]).standing(), NONE);
+    holds(&two_to_two().standing(), LOSS);
+    holds(&one_to_two().standing(), DEATH);
 }
 
 /// Says that a rule is missed which is left out.
@@ -64,6 +103,7 @@ fn is_found(scenario: Scenario, flaw: Flaw, bounds: Bounds, broken: &str) {
 #[test]
 fn every_rule_is_missed_when_it_is_left_out() {
     is_found(ring(), Flaw::NoWoundWait, NONE, "nothing helps but time");
+    is_found(one_to_two().standing(), Flaw::NoWounds, NONE, "nothing helps but time");
     is_found(two(), Flaw::EnqueuesEarly, NONE, "which nobody has promised to send");
     is_found(two(), Flaw::AnyIncarnation, DEATH, "which the other end has not joined");
 }

@@ -1,11 +1,12 @@
 //! How things end that do not go well: limits, communicators that are given up, the worker's death. Each transfer is answered at
 //! once; its frames are quiet when nothing that was enqueued can touch them any more.
 
+use super::groups::GroupId;
 use super::peer::Stage;
 use super::words::{Command, Communicator, Counted, Effect, Why};
-use super::{Pairs, Slot, Whose, Worker};
-use kvhive_protocol::DeviceId;
+use super::{Over, Pairs, Slot, Whose, Worker};
 use kvhive_protocol::pairs::{PairWord, TransferId};
+use kvhive_protocol::{DeviceId, Moment};
 
 impl Pairs {
     /// Ends what has come to its limit.
@@ -14,16 +15,27 @@ impl Pairs {
         if matches!(self.worker, Worker::Starting { until } if until <= now) {
             self.kill(effects);
         }
-        let is_due = |until: Option<kvhive_protocol::Moment>| until.is_some_and(|until| until <= now);
+        let is_due = |until: Option<Moment>| until.is_some_and(|until| until <= now);
         let peers = self.peers.iter();
         let due: Vec<DeviceId> =
-            peers.filter(|(_, peer)| is_due(peer.until())).map(|(device, _)| *device).collect();
+            peers.filter(|(_, peer)| is_due(peer.stage.until())).map(|(device, _)| *device).collect();
         for device in due {
             match self.peers.get(&device).map(|peer| &peer.stage) {
                 Some(Stage::Aborting { until: Some(_), .. }) => self.kill(effects),
                 Some(Stage::Waking { .. }) => self.give_up(device, Why::NoWorker, true, effects),
                 Some(Stage::Making { .. }) => self.give_up(device, Why::Failed, false, effects),
                 _ => self.give_up(device, Why::NoAnswer, true, effects),
+            }
+        }
+        let groups = self.groups.iter();
+        let due: Vec<GroupId> =
+            groups.filter(|(_, group)| is_due(group.stage.until())).map(|(id, _)| *id).collect();
+        for id in due {
+            match self.groups.get(&id).map(|group| &group.stage) {
+                Some(Stage::Aborting { until: Some(_), .. }) => self.kill(effects),
+                Some(Stage::Waking { .. }) => self.give_up_group(id, Why::NoWorker, None, effects),
+                Some(Stage::Making { .. }) => self.give_up_group(id, Why::Failed, None, effects),
+                _ => self.give_up_group(id, Why::NoAnswer, None, effects),
             }
         }
         self.expire_slot(effects);
@@ -44,18 +56,25 @@ impl Pairs {
     fn expire_slot(&mut self, effects: &mut Vec<Effect>) {
         let now = self.now;
         let deadline = |transfer: &TransferId| self.expects.get(transfer).map(|one| one.deadline);
-        let (peer, limit, why) = match &self.slot {
-            Some(Slot::Sending { transfer, peer, .. }) => {
-                (*peer, self.wants.get(transfer).map(|want| want.deadline), Why::Late)
+        let (over, limit, why) = match &self.slot {
+            Some(Slot::Sending { transfer, over, .. }) => {
+                (*over, self.wants.get(transfer).map(|want| want.deadline), Why::Late)
             }
-            Some(Slot::Receiving { transfer, peer, .. }) => (*peer, deadline(transfer), Why::Late),
-            Some(Slot::Granted { transfer, peer, until, .. }) => {
-                (*peer, deadline(transfer).map(|deadline| deadline.min(*until)), Why::NoAnswer)
+            Some(Slot::Receiving { transfer, over, .. }) => (*over, deadline(transfer), Why::Late),
+            Some(Slot::Granted { transfer, over, until, .. }) => {
+                (*over, deadline(transfer).map(|deadline| deadline.min(*until)), Why::NoAnswer)
             }
             Some(Slot::Proposed { .. } | Slot::Clearing { .. }) | None => return,
         };
         if limit.is_none_or(|limit| limit <= now) {
-            self.give_up(peer, why, true, effects);
+            self.give_up_over(over, why, effects);
+        }
+    }
+
+    fn give_up_over(&mut self, over: Over, why: Why, effects: &mut Vec<Effect>) {
+        match over {
+            Over::Pair(device) => self.give_up(device, why, true, effects),
+            Over::Group(id) => self.give_up_group(id, why, None, effects),
         }
     }
 
@@ -64,7 +83,7 @@ impl Pairs {
         if matches!(self.slot, Some(Slot::Sending { transfer: sent, .. }) if sent == transfer) {
             return;
         }
-        let is_ready = self.peers.get(&want.peer).is_some_and(|peer| peer.ready().is_some());
+        let is_ready = self.way_to(&want.peers).is_some();
         let why = match (want.deadline <= self.now, is_ready) {
             (true, _) => Why::Late,
             (false, true) => Why::NotGranted,
@@ -75,14 +94,15 @@ impl Pairs {
 
     /// Answers a want that is not enqueued.
     pub(super) fn drop_want(&mut self, transfer: TransferId, why: Why, effects: &mut Vec<Effect>) {
-        let Some(want) = self.wants.remove(&transfer) else { return };
+        let Some(want) = self.wants.get(&transfer) else { return };
+        let (ticket, round) = (want.ticket, want.round);
         if matches!(self.slot, Some(Slot::Proposed { transfer: held, .. }) if held == transfer) {
             self.slot = None;
         }
-        if let Some(round) = want.round {
-            self.say(want.peer, PairWord::Withdraw { transfer, round, is_last: true }, effects);
+        if let Some(round) = round {
+            self.withdraw(transfer, round, true, effects);
         }
-        let ticket = want.ticket;
+        self.wants.remove(&transfer);
         effects.extend([Effect::UseTcp { ticket, why }, Effect::SourceQuiet { ticket }]);
     }
 
@@ -95,9 +115,8 @@ impl Pairs {
 
     /// Gives up what there is with a peer, and answers all transfers with it.
     pub(super) fn give_up(&mut self, device: DeviceId, why: Why, tell: bool, effects: &mut Vec<Effect>) {
-        let (now, is_enqueued) = (self.now, self.end_transfers_with(device, why, effects));
+        let (now, is_enqueued) = (self.now, self.end_transfers_over(Over::Pair(device), why, effects));
         let Some(peer) = self.peers.get_mut(&device) else { return };
-        peer.proposed = None;
         let is_idle = matches!(peer.stage, Stage::Idle | Stage::Cold { .. } | Stage::Aborting { .. });
         if is_idle {
             return;
@@ -110,20 +129,14 @@ impl Pairs {
         }
         let incarnation = match &peer.stage {
             Stage::Waking { offer: Some((incarnation, _)), .. } => Some(*incarnation),
-            _ => peer.incarnation(),
+            _ => peer.stage.incarnation(),
         };
-        match peer.communicator() {
+        match peer.stage.communicator() {
             None => peer.rest(now, &self.tuning, why.rests()),
             Some(communicator) => {
                 let is_joining = matches!(peer.stage, Stage::Joining { .. });
-                let until = (self.worker == Worker::Up).then(|| now + self.tuning.abort_limit);
-                peer.enter(now, Stage::Aborting { communicator, until, rests: why.rests() });
-                if self.worker == Worker::Up {
-                    effects.push(Effect::Worker(match is_enqueued || is_joining || why == Why::Failed {
-                        true => Command::Abort { communicator },
-                        false => Command::Close { communicator },
-                    }));
-                }
+                let until = self.abort_communicator(communicator, is_enqueued || is_joining, why, effects);
+                self.enter(device, Stage::Aborting { communicator, until, rests: why.rests() });
             }
         }
         if let Some(incarnation) = incarnation.filter(|_| tell) {
@@ -131,10 +144,39 @@ impl Pairs {
         }
     }
 
-    /// Answers all transfers with a peer; says whether one of them is enqueued.
-    fn end_transfers_with(&mut self, device: DeviceId, why: Why, effects: &mut Vec<Effect>) -> bool {
+    /// Has the worker give up a communicator; returns by when it is to have done so, unless it is to be dead by then.
+    pub(super) fn abort_communicator(
+        &self,
+        communicator: Communicator,
+        is_used: bool,
+        why: Why,
+        effects: &mut Vec<Effect>,
+    ) -> Option<Moment> {
+        if self.worker != Worker::Up {
+            return None;
+        }
+        effects.push(Effect::Worker(match is_used || why == Why::Failed {
+            true => Command::Abort { communicator },
+            false => Command::Close { communicator },
+        }));
+        Some(self.now + self.tuning.abort_limit)
+    }
+
+    /// A GPU has left or started anew: nothing that it is in is of use any more.
+    pub(super) fn give_up_all_with(&mut self, device: DeviceId, effects: &mut Vec<Effect>) {
+        self.give_up(device, Why::Gone, false, effects);
+        self.give_up_groups_with(device, Why::Gone, effects);
+        let wants = self.wants.iter().filter(|(_, want)| want.peers.contains(&device));
+        let wants: Vec<TransferId> = wants.map(|(transfer, _)| *transfer).collect();
+        for transfer in wants {
+            self.drop_want(transfer, Why::Gone, effects);
+        }
+    }
+
+    /// Answers all transfers over a communicator, and those to it that may be meant to come over it; says whether one of them is enqueued.
+    pub(super) fn end_transfers_over(&mut self, over: Over, why: Why, effects: &mut Vec<Effect>) -> bool {
         let mut is_enqueued = false;
-        if self.slot.as_ref().and_then(Slot::peer) == Some(device) {
+        if self.slot.as_ref().and_then(Slot::over) == Some(over) {
             let enqueued = match self.slot.take() {
                 Some(Slot::Sending { transfer, communicator, .. }) => {
                     let want = self.wants.remove(&transfer);
@@ -155,30 +197,46 @@ impl Pairs {
             is_enqueued = enqueued.is_some();
             self.slot = enqueued.map(|(communicator, whose)| Slot::Clearing { communicator, whose });
         }
-        let wants = self.wants.iter().filter(|(_, want)| want.peer == device);
+        // Who sends to it, and to whom it sends.
+        let (root, members) = match over {
+            Over::Pair(device) => (device, std::slice::from_ref(&device).to_vec()),
+            Over::Group(id) => {
+                (id.root, self.groups.get(&id).map(|group| group.members.clone()).unwrap_or_default())
+            }
+        };
+        let is_own = matches!(over, Over::Pair(_)) || root == self.me;
+        let wants = self.wants.iter().filter(|(_, want)| is_own && want.peers == members);
         let wants: Vec<TransferId> = wants.map(|(transfer, _)| *transfer).collect();
         for transfer in wants {
             self.drop_want(transfer, why, effects);
         }
-        let expects = self.expects.keys().filter(|transfer| transfer.sender == device);
+        let in_slot = self.slot.as_ref().and_then(Slot::transfer);
+        let expects =
+            self.expects.keys().filter(|transfer| transfer.sender == root && Some(**transfer) != in_slot);
         let expects: Vec<TransferId> = expects.copied().collect();
         for transfer in expects {
             self.drop_expected(transfer, why, effects);
+        }
+        if let Some(peer) = self.peers.get_mut(&root) {
+            peer.proposed.take_if(|proposal| proposal.over == over);
         }
         is_enqueued
     }
 
     pub(super) fn on_failed(&mut self, communicator: Communicator, effects: &mut Vec<Effect>) {
-        if let Some(device) = self.holder_of(communicator) {
-            self.give_up(device, Why::Failed, true, effects);
+        if let Some(over) = self.holder_of(communicator) {
+            self.give_up_over(over, Why::Failed, effects);
         }
     }
 
     pub(super) fn on_closed(&mut self, communicator: Communicator, effects: &mut Vec<Effect>) {
-        let Some(device) = self.holder_of(communicator) else { return };
+        let Some(over) = self.holder_of(communicator) else { return };
         // Whatever the worker closes without being told has failed.
-        self.give_up(device, Why::Failed, true, effects);
-        self.nothing_is_left(device);
+        self.give_up_over(over, Why::Failed, effects);
+        match over {
+            Over::Pair(device) => self.nothing_is_left(device),
+            Over::Group(id) => self.forget_group(id),
+        }
         if matches!(self.slot, Some(Slot::Clearing { communicator: at, .. }) if at == communicator) {
             self.clear_slot(effects);
         }
@@ -190,7 +248,7 @@ impl Pairs {
         let Some(peer) = self.peers.get_mut(&device) else { return };
         let Stage::Aborting { rests, .. } = peer.stage else { return };
         if peer.leaving {
-            self.peers.remove(&device);
+            self.forget_peer(device);
         } else {
             peer.rest(now, &self.tuning, rests);
         }
@@ -221,12 +279,21 @@ impl Pairs {
     fn give_up_all(&mut self, effects: &mut Vec<Effect>) {
         let devices: Vec<DeviceId> = self.peers.keys().copied().collect();
         for device in devices {
-            let is_live = self.peers.get(&device).is_some_and(|peer| peer.is_live());
+            let is_live = self.peers.get(&device).is_some_and(|peer| peer.stage.is_live());
             if is_live {
                 self.give_up(device, Why::NoWorker, true, effects);
             }
             if let Some(Stage::Aborting { until, .. }) =
                 self.peers.get_mut(&device).map(|peer| &mut peer.stage)
+            {
+                *until = None;
+            }
+        }
+        let ids: Vec<GroupId> = self.groups.keys().copied().collect();
+        for id in ids {
+            self.give_up_group(id, Why::NoWorker, None, effects);
+            if let Some(Stage::Aborting { until, .. }) =
+                self.groups.get_mut(&id).map(|group| &mut group.stage)
             {
                 *until = None;
             }
@@ -242,6 +309,10 @@ impl Pairs {
         let devices: Vec<DeviceId> = self.peers.keys().copied().collect();
         for device in devices {
             self.nothing_is_left(device);
+        }
+        let ids: Vec<GroupId> = self.groups.keys().copied().collect();
+        for id in ids {
+            self.forget_group(id);
         }
         self.clear_slot(effects);
         self.worker_failures = self.worker_failures.saturating_add(1);

@@ -1,22 +1,24 @@
 //! How a communicator comes to be: rank 0, the smaller device, has an id made and offers it; rank 1 joins and says so; then rank 0
 //! joins. So nobody joins alone, and each end knows of which communicator the other speaks.
 
+use super::groups::GroupId;
 use super::peer::Stage;
 use super::tuning::Flaw;
 use super::words::{Command, Communicator, Counted, Effect, Why};
-use super::{Pairs, Slot, Worker};
-use kvhive_protocol::DeviceId;
+use super::{Over, Pairs, Slot, Worker};
 use kvhive_protocol::links::PairState;
 use kvhive_protocol::pairs::{Incarnation, PairWord, UniqueId};
+use kvhive_protocol::{DeviceId, Moment};
 
 impl Pairs {
     /// Has a communicator be made if enough was wanted, and returns why there is none yet.
-    pub(super) fn seek(&mut self, device: DeviceId, effects: &mut Vec<Effect>) -> Why {
+    pub(super) fn seek(&mut self, peers: &[DeviceId], effects: &mut Vec<Effect>) -> Why {
+        let &[device] = peers else { return self.seek_group(peers, effects) };
         let Some(peer) = self.peers.get(&device) else { return Why::Gone };
         if peer.lacks || self.is_without() {
             return Why::Without;
         }
-        let state = peer.state(self.now, false);
+        let state = peer.stage.state(self.now, false);
         if state != PairState::Idle {
             return Why::of(state);
         }
@@ -41,7 +43,7 @@ impl Pairs {
     }
 
     /// Says whether there is a worker, or can be one.
-    fn has_worker(&self) -> bool {
+    pub(super) fn has_worker(&self) -> bool {
         match self.worker {
             Worker::Up | Worker::Starting { .. } => true,
             Worker::Down { until } => until <= self.now,
@@ -50,28 +52,41 @@ impl Pairs {
     }
 
     pub(super) fn live(&self) -> usize {
-        self.peers.values().filter(|peer| peer.is_live()).count()
+        let pairs = self.peers.values().filter(|peer| peer.stage.is_live()).count();
+        pairs + self.groups.len()
     }
 
     /// Says whether there may be one more communicator. If not, the one that was used longest ago is closed, unless that was lately.
-    fn has_room(&mut self, effects: &mut Vec<Effect>) -> bool {
+    pub(super) fn has_room(&mut self, effects: &mut Vec<Effect>) -> bool {
         if self.live() < self.tuning.max_live.max(1) {
             return true;
         }
-        let in_use = self.slot.as_ref().and_then(Slot::peer);
+        // What is being closed makes room soon: not one more is closed for that.
+        let stages =
+            self.peers.values().map(|peer| &peer.stage).chain(self.groups.values().map(|group| &group.stage));
+        let closing = stages.filter(|stage| matches!(stage, Stage::Aborting { .. })).count();
+        if self.live() - closing < self.tuning.max_live.max(1) {
+            return false;
+        }
+        let in_use = self.slot.as_ref().and_then(Slot::over);
         let is_wanted = |device: &DeviceId| {
-            in_use == Some(*device)
-                || self.wants.values().any(|want| want.peer == *device)
+            in_use == Some(Over::Pair(*device))
+                || self.wants.values().any(|want| want.peers == [*device])
                 || self.expects.keys().any(|transfer| transfer.sender == *device)
         };
         // A proposal alone does not count: its withdrawal may have been lost.
         let closable = self.peers.iter().filter(|(device, peer)| {
             let is_old = peer.used + self.tuning.keep <= self.now;
-            peer.ready().is_some() && is_old && !is_wanted(device)
+            peer.stage.ready().is_some() && is_old && !is_wanted(device)
         });
-        let oldest = closable.min_by_key(|(_, peer)| peer.used).map(|(device, _)| *device);
-        if let Some(device) = oldest {
-            self.give_up(device, Why::MadeRoom, true, effects);
+        let oldest = closable.map(|(device, peer)| (peer.used, *device)).min();
+        match (oldest, self.closable_group()) {
+            (Some((used, _)), Some((other, id))) if other < used => {
+                self.give_up_group(id, Why::MadeRoom, None, effects);
+            }
+            (Some((_, device)), _) => self.give_up(device, Why::MadeRoom, true, effects),
+            (None, Some((_, id))) => self.give_up_group(id, Why::MadeRoom, None, effects),
+            (None, None) => {}
         }
         false
     }
@@ -84,12 +99,18 @@ impl Pairs {
         }
     }
 
-    fn wake(&mut self, device: DeviceId, offer: Option<(Incarnation, UniqueId)>, effects: &mut Vec<Effect>) {
+    /// Has the worker be started, unless it is; returns by when it is to have been.
+    pub(super) fn start_worker(&mut self, effects: &mut Vec<Effect>) -> Moment {
         let until = self.now + self.tuning.start_limit;
         if matches!(self.worker, Worker::Down { .. }) {
             self.worker = Worker::Starting { until };
             effects.push(Effect::StartWorker);
         }
+        until
+    }
+
+    fn wake(&mut self, device: DeviceId, offer: Option<(Incarnation, UniqueId)>, effects: &mut Vec<Effect>) {
+        let until = self.start_worker(effects);
         self.enter(device, Stage::Waking { until, offer });
     }
 
@@ -109,6 +130,7 @@ impl Pairs {
                 _ => {}
             }
         }
+        self.groups_wake(effects);
     }
 
     /// Nothing is done by a worker that cannot be.
@@ -119,17 +141,15 @@ impl Pairs {
             for device in devices {
                 self.give_up(device, Why::Without, true, effects);
             }
+            let ids: Vec<GroupId> = self.groups.keys().copied().collect();
+            for id in ids {
+                self.give_up_group(id, Why::Without, None, effects);
+            }
         }
     }
 
-    fn next_communicator(&mut self) -> Communicator {
-        self.communicators += 1;
-        Communicator(self.communicators)
-    }
-
     fn make(&mut self, device: DeviceId, effects: &mut Vec<Effect>) {
-        self.incarnations += 1;
-        let incarnation = Incarnation { generation: self.generation, number: self.incarnations };
+        let incarnation = self.next_incarnation();
         let (communicator, until) = (self.next_communicator(), self.now + self.tuning.offer_limit);
         self.enter(device, Stage::Making { incarnation, communicator, until });
         if let Some(peer) = self.peers.get_mut(&device) {
@@ -139,7 +159,11 @@ impl Pairs {
     }
 
     pub(super) fn on_made(&mut self, communicator: Communicator, id: UniqueId, effects: &mut Vec<Effect>) {
-        let Some(device) = self.holder_of(communicator) else { return };
+        let device = match self.holder_of(communicator) {
+            Some(Over::Pair(device)) => device,
+            Some(Over::Group(group)) => return self.on_group_made(group, id, effects),
+            None => return,
+        };
         let Some(Stage::Making { incarnation, .. }) = self.peers.get(&device).map(|peer| &peer.stage) else {
             return;
         };
@@ -156,24 +180,28 @@ impl Pairs {
         rank: u8,
         effects: &mut Vec<Effect>,
     ) {
-        let communicator = match self.peers.get(&device).and_then(|peer| peer.communicator()) {
+        let communicator = match self.peers.get(&device).and_then(|peer| peer.stage.communicator()) {
             Some(communicator) => communicator,
             None => self.next_communicator(),
         };
         let until = self.now + self.tuning.join_limit;
         self.enter(device, Stage::Joining { incarnation, communicator, until });
-        effects.push(Effect::Worker(Command::Join { communicator, id, rank }));
+        effects.push(Effect::Worker(Command::Join { communicator, id, rank, of: 2 }));
     }
 
     pub(super) fn on_ready(&mut self, communicator: Communicator, effects: &mut Vec<Effect>) {
-        let Some(device) = self.holder_of(communicator) else { return };
+        let device = match self.holder_of(communicator) {
+            Some(Over::Pair(device)) => device,
+            Some(Over::Group(group)) => return self.on_group_ready(group, effects),
+            None => return,
+        };
         let (now, grant_limit) = (self.now, self.tuning.grant_limit);
         let Some(peer) = self.peers.get_mut(&device) else { return };
         let Stage::Joining { incarnation, .. } = peer.stage else { return };
         effects.push(Effect::Count(Counted::Made));
         peer.enter(now, Stage::Ready { incarnation, communicator });
         peer.used = now;
-        for want in self.wants.values_mut().filter(|want| want.peer == device) {
+        for want in self.wants.values_mut().filter(|want| want.peers == [device]) {
             want.until = want.deadline.min(now + grant_limit);
         }
     }
@@ -249,7 +277,7 @@ impl Pairs {
                 let (incarnation, id) = (*incarnation, id.clone());
                 self.join(from, incarnation, id, 0, effects);
             }
-            _ if peer.incarnation() == Some(accepted) => {}
+            _ if peer.stage.incarnation() == Some(accepted) => {}
             _ => self.say(from, PairWord::Broken { incarnation: accepted }, effects),
         }
     }
@@ -260,7 +288,7 @@ impl Pairs {
         let Some(peer) = self.peers.get(&from) else { return };
         let offered = match &peer.stage {
             Stage::Waking { offer: Some((incarnation, _)), .. } => Some(*incarnation),
-            _ => peer.incarnation(),
+            _ => peer.stage.incarnation(),
         };
         if offered.is_some_and(|incarnation| incarnation == broken || any) {
             self.give_up(from, Why::PeerBroke, false, effects);

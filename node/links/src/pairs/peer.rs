@@ -1,5 +1,6 @@
 //! One pair as one end sees it.
 
+use super::Over;
 use super::tuning::Tuning;
 use super::words::{Communicator, Why};
 use kvhive_protocol::links::PairState;
@@ -56,11 +57,77 @@ pub(super) enum Stage {
     },
 }
 
+impl Stage {
+    /// Returns its communicator, from when one is made to when it is no more.
+    pub(super) fn communicator(&self) -> Option<Communicator> {
+        match *self {
+            Stage::Making { communicator, .. }
+            | Stage::Offered { communicator, .. }
+            | Stage::Joining { communicator, .. }
+            | Stage::Ready { communicator, .. }
+            | Stage::Aborting { communicator, .. } => Some(communicator),
+            Stage::Idle | Stage::Asked { .. } | Stage::Waking { .. } | Stage::Cold { .. } => None,
+        }
+    }
+
+    /// Returns which it is while it may come to be used.
+    pub(super) fn incarnation(&self) -> Option<Incarnation> {
+        match *self {
+            Stage::Making { incarnation, .. }
+            | Stage::Offered { incarnation, .. }
+            | Stage::Joining { incarnation, .. }
+            | Stage::Ready { incarnation, .. } => Some(incarnation),
+            _ => None,
+        }
+    }
+
+    /// Returns the communicator that stands.
+    pub(super) fn ready(&self) -> Option<(Incarnation, Communicator)> {
+        match *self {
+            Stage::Ready { incarnation, communicator } => Some((incarnation, communicator)),
+            _ => None,
+        }
+    }
+
+    /// Says whether it counts against the bound.
+    pub(super) fn is_live(&self) -> bool {
+        self.communicator().is_some() || matches!(*self, Stage::Waking { .. })
+    }
+
+    /// Returns by when this stage is to be over.
+    pub(super) fn until(&self) -> Option<Moment> {
+        match *self {
+            Stage::Asked { until }
+            | Stage::Waking { until, .. }
+            | Stage::Making { until, .. }
+            | Stage::Offered { until, .. }
+            | Stage::Joining { until, .. } => Some(until),
+            Stage::Aborting { until, .. } => until,
+            Stage::Idle | Stage::Ready { .. } | Stage::Cold { .. } => None,
+        }
+    }
+
+    pub(super) fn state(&self, now: Moment, is_busy: bool) -> PairState {
+        match *self {
+            Stage::Cold { until } if until > now => PairState::Cold,
+            Stage::Idle | Stage::Cold { .. } => PairState::Idle,
+            Stage::Asked { .. } | Stage::Waking { .. } | Stage::Making { .. } | Stage::Offered { .. } => {
+                PairState::Offered
+            }
+            Stage::Joining { .. } => PairState::Joining,
+            Stage::Ready { .. } if is_busy => PairState::Busy,
+            Stage::Ready { .. } => PairState::Ready,
+            Stage::Aborting { .. } => PairState::Aborting,
+        }
+    }
+}
+
 /// What a peer proposes.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(super) struct Proposal {
     pub(super) transfer: TransferId,
     pub(super) round: u64,
+    pub(super) over: Over,
     pub(super) incarnation: Incarnation,
     pub(super) bytes: u64,
 }
@@ -125,69 +192,6 @@ impl Peer {
 
     pub(super) fn enter(&mut self, now: Moment, stage: Stage) {
         (self.stage, self.since) = (stage, now);
-    }
-
-    /// Returns its communicator, from when one is made to when it is no more.
-    pub(super) fn communicator(&self) -> Option<Communicator> {
-        match self.stage {
-            Stage::Making { communicator, .. }
-            | Stage::Offered { communicator, .. }
-            | Stage::Joining { communicator, .. }
-            | Stage::Ready { communicator, .. }
-            | Stage::Aborting { communicator, .. } => Some(communicator),
-            Stage::Idle | Stage::Asked { .. } | Stage::Waking { .. } | Stage::Cold { .. } => None,
-        }
-    }
-
-    /// Returns which it is while it may come to be used.
-    pub(super) fn incarnation(&self) -> Option<Incarnation> {
-        match self.stage {
-            Stage::Making { incarnation, .. }
-            | Stage::Offered { incarnation, .. }
-            | Stage::Joining { incarnation, .. }
-            | Stage::Ready { incarnation, .. } => Some(incarnation),
-            _ => None,
-        }
-    }
-
-    /// Returns the communicator that stands.
-    pub(super) fn ready(&self) -> Option<(Incarnation, Communicator)> {
-        match self.stage {
-            Stage::Ready { incarnation, communicator } => Some((incarnation, communicator)),
-            _ => None,
-        }
-    }
-
-    /// Says whether it counts against the bound.
-    pub(super) fn is_live(&self) -> bool {
-        self.communicator().is_some() || matches!(self.stage, Stage::Waking { .. })
-    }
-
-    /// Returns by when this stage is to be over.
-    pub(super) fn until(&self) -> Option<Moment> {
-        match self.stage {
-            Stage::Asked { until }
-            | Stage::Waking { until, .. }
-            | Stage::Making { until, .. }
-            | Stage::Offered { until, .. }
-            | Stage::Joining { until, .. } => Some(until),
-            Stage::Aborting { until, .. } => until,
-            Stage::Idle | Stage::Ready { .. } | Stage::Cold { .. } => None,
-        }
-    }
-
-    pub(super) fn state(&self, now: Moment, is_busy: bool) -> PairState {
-        match self.stage {
-            Stage::Cold { until } if until > now => PairState::Cold,
-            Stage::Idle | Stage::Cold { .. } => PairState::Idle,
-            Stage::Asked { .. } | Stage::Waking { .. } | Stage::Making { .. } | Stage::Offered { .. } => {
-                PairState::Offered
-            }
-            Stage::Joining { .. } => PairState::Joining,
-            Stage::Ready { .. } if is_busy => PairState::Busy,
-            Stage::Ready { .. } => PairState::Ready,
-            Stage::Aborting { .. } => PairState::Aborting,
-        }
     }
 
     /// Enters what follows when nothing is left of a communicator.

@@ -1,9 +1,10 @@
 //! What is told of a GPU's pairs.
 
+use super::groups::{Group, GroupId, Wish};
 use super::words::Why;
-use super::{Pairs, Peer, Slot, Worker};
+use super::{Over, Pairs, Peer, Slot, Worker};
 use kvhive_protocol::links::PairState;
-use kvhive_protocol::pairs::{PairReport, PairsReport};
+use kvhive_protocol::pairs::{GroupReport, PairReport, PairsReport};
 use kvhive_protocol::{DeviceId, Moment};
 use std::time::Duration;
 
@@ -19,8 +20,8 @@ impl Pairs {
     }
 
     fn state_of(&self, device: DeviceId, peer: &Peer) -> PairState {
-        let is_busy = self.slot.as_ref().and_then(Slot::peer) == Some(device);
-        if peer.leaving { PairState::Aborting } else { peer.state(self.now, is_busy) }
+        let is_busy = self.slot.as_ref().and_then(Slot::over) == Some(Over::Pair(device));
+        if peer.leaving { PairState::Aborting } else { peer.stage.state(self.now, is_busy) }
     }
 
     /// Tells of all pairs that were ever wanted.
@@ -55,7 +56,53 @@ impl Pairs {
             live: self.live() as u64,
             max_live: self.tuning.max_live.max(1) as u64,
             pairs: pairs.filter(was_wanted).collect(),
+            groups: self.groups_in_words(now),
         }
+    }
+
+    /// Tells of what was ever wanted of several at once, and of what others have made for that; by root and members.
+    fn groups_in_words(&self, now: Moment) -> Vec<GroupReport> {
+        let in_use = self.slot.as_ref().and_then(Slot::over);
+        let of_group = |(id, group): (&GroupId, &Group)| GroupReport {
+            root: id.root,
+            members: group.members.clone(),
+            state: group.stage.state(now, in_use == Some(Over::Group(*id))),
+            for_ms: millis(now.since(group.since)),
+            transfers: group.transfers,
+            bytes: group.bytes,
+            wanted_bytes: 0,
+            failures: 0,
+            why: None,
+            rests_ms: None,
+        };
+        let of_wish = |(members, wish): (&Vec<DeviceId>, &Wish)| {
+            let until = Some(wish.until).filter(|until| *until > now);
+            let own = self.own_group(members).and_then(|id| self.groups.get_key_value(&id));
+            let (state, since) = match own.map(of_group) {
+                Some(told) => (told.state, told.for_ms),
+                None if until.is_some() => (PairState::Cold, millis(now.since(wish.since))),
+                None => (PairState::Idle, millis(now.since(wish.since))),
+            };
+            GroupReport {
+                root: self.me,
+                members: members.clone(),
+                state,
+                for_ms: since,
+                transfers: wish.transfers,
+                bytes: wish.bytes,
+                wanted_bytes: wish.wanted_bytes,
+                failures: wish.failures,
+                why: wish.why.as_ref().map(Why::to_string),
+                rests_ms: until.map(|until| millis(until.since(now))),
+            }
+        };
+        // A set that is no longer remembered may have its communicator yet.
+        let is_remembered =
+            |id: &GroupId, group: &Group| id.root == self.me && self.wishes.contains_key(&group.members);
+        let others = self.groups.iter().filter(|(id, group)| !is_remembered(id, group)).map(of_group);
+        let mut groups: Vec<GroupReport> = self.wishes.iter().map(of_wish).chain(others).collect();
+        groups.sort_by(|one, other| (one.root, &one.members).cmp(&(other.root, &other.members)));
+        groups
     }
 
     /// Returns how many wants wait for the slot.
@@ -80,11 +127,25 @@ impl Pairs {
     fn slot_in_words(&self) -> String {
         match &self.slot {
             None => "free".to_owned(),
-            Some(Slot::Proposed { transfer, peer, .. }) => format!("proposes {transfer} to {peer}"),
-            Some(Slot::Sending { transfer, peer, .. }) => format!("sends {transfer} to {peer}"),
+            Some(Slot::Proposed { transfer, over, .. }) => {
+                format!("proposes {transfer} to {}", self.all_of(*over))
+            }
+            Some(Slot::Sending { transfer, over, .. }) => {
+                format!("sends {transfer} to {}", self.all_of(*over))
+            }
             Some(Slot::Granted { transfer, .. }) => format!("has granted {transfer}"),
             Some(Slot::Receiving { transfer, .. }) => format!("receives {transfer}"),
             Some(Slot::Clearing { .. }) => "what was enqueued is being given up".to_owned(),
+        }
+    }
+
+    fn all_of(&self, over: Over) -> String {
+        match over {
+            Over::Pair(device) => device.to_string(),
+            Over::Group(id) => {
+                let members = self.groups.get(&id).into_iter().flat_map(|group| &group.members);
+                members.map(DeviceId::to_string).collect::<Vec<_>>().join(", ")
+            }
         }
     }
 }

@@ -70,6 +70,8 @@ impl Tuning {
 pub enum Flaw {
     /// A proposal is not withdrawn for an older one.
     NoWoundWait,
+    /// What was granted to one who sends to several is not asked back for an older one.
+    NoWounds,
     /// The receiver enqueues when it grants, before the sender has said that it sends.
     EnqueuesEarly,
     /// Messages of an earlier communicator are taken for those of the present one.

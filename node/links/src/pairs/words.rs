@@ -41,7 +41,18 @@ pub enum Event {
         /// By when.
         deadline: Moment,
     },
-    /// The peer's node does not take it.
+    /// Bytes are wanted to go to several peers at once, and are answered by the deadline.
+    WantAll {
+        /// The hand's name.
+        ticket: Ticket,
+        /// To whom.
+        peers: Vec<DeviceId>,
+        /// How much.
+        bytes: u64,
+        /// By when.
+        deadline: Moment,
+    },
+    /// A peer's node does not take it.
     Refused {
         /// Which.
         ticket: Ticket,
@@ -124,8 +135,10 @@ pub enum Command {
         id: UniqueId,
         /// As which rank.
         rank: u8,
+        /// Of how many.
+        of: u8,
     },
-    /// Enqueue a send of the ticket's frames; answers `Done` or `Failed`.
+    /// Enqueue a send of the ticket's frames, to all others where they are several; answers `Done` or `Failed`.
     Send {
         /// Where.
         communicator: Communicator,
@@ -160,7 +173,7 @@ pub enum Command {
 /// What the machine asks for.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Effect {
-    /// Have the peer's node reserve frames and expect the transfer. What the node refuses is told by [`Event::Refused`].
+    /// Have a peer's node reserve frames and expect the transfer. What the node refuses is told by [`Event::Refused`].
     Store {
         /// The hand's name.
         ticket: Ticket,
@@ -213,17 +226,21 @@ pub enum Effect {
         /// Which.
         transfer: TransferId,
     },
-    /// Something has become of a pair: for those who count.
+    /// Something has become of a pair, or of a communicator of several: for those who count.
     Count(Counted),
 }
 
-/// What has become of a pair.
+/// What has become of a communicator.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Counted {
-    /// Its communicator stands.
+    /// A pair's stands.
     Made,
-    /// It is given up, or what there was of it.
+    /// A pair's is given up, or what there was of it.
     GivenUp(Why),
+    /// One of several stands.
+    GroupMade,
+    /// One of several is given up, or what there was of it.
+    GroupGivenUp(Why),
 }
 
 /// Why something does not go by NCCL.

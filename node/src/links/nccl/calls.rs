@@ -159,12 +159,13 @@ pub(super) fn command_worker(life: &mut Life, now: Moment, command: pairs::Comma
     };
     let told = match command {
         pairs::Command::Id { communicator } => Command::MakeId { pair: pair(communicator) },
-        pairs::Command::Join { communicator, id, rank } => {
-            life.ranks.insert(communicator.0, u32::from(rank));
+        pairs::Command::Join { communicator, id, rank, of } => {
+            let rank = Rank { at: u32::from(rank), of: u32::from(of) };
+            life.ranks.insert(communicator.0, rank);
             Command::Join {
                 pair: pair(communicator),
                 id: UniqueId(id.0),
-                rank: Rank { at: u32::from(rank), of: 2 },
+                rank,
                 within: life.pairs.tuning().join_limit,
             }
         }
@@ -172,18 +173,20 @@ pub(super) fn command_worker(life: &mut Life, now: Moment, command: pairs::Comma
             let extents = life.outgoing.get(&ticket).map(|batch| batch.extents.clone()).unwrap_or_default();
             let to = life.other_rank(communicator.0);
             let named = life.name(transfer);
-            Command::Send { pair: pair(communicator), transfer: named, to, within: within(deadline), extents }
+            let (pair, transfer, within) = (pair(communicator), named, within(deadline));
+            match to {
+                Some(to) => Command::Send { pair, transfer, to, within, extents },
+                None => Command::Broadcast { pair, transfer, root: 0, within, extents },
+            }
         }
         pairs::Command::Receive { communicator, transfer, deadline } => {
             let extents = life.incoming.get(&transfer).map(|batch| batch.extents.clone()).unwrap_or_default();
             let from = life.other_rank(communicator.0);
             let named = life.name(transfer);
-            Command::Receive {
-                pair: pair(communicator),
-                transfer: named,
-                from,
-                within: within(deadline),
-                extents,
+            let (pair, transfer, within) = (pair(communicator), named, within(deadline));
+            match from {
+                Some(from) => Command::Receive { pair, transfer, from, within, extents },
+                None => Command::Broadcast { pair, transfer, root: 0, within, extents },
             }
         }
         pairs::Command::Abort { communicator } | pairs::Command::Close { communicator }

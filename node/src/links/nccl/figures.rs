@@ -28,6 +28,7 @@ impl Outcomes {
 #[derive(Default)]
 pub(super) struct Figures {
     pairs: Outcomes,
+    groups: Outcomes,
     sent: Outcomes,
     received: Outcomes,
     starts: AtomicU64,
@@ -40,6 +41,8 @@ impl Figures {
         match effect {
             Effect::Count(Counted::Made) => count(&self.pairs.done),
             Effect::Count(Counted::GivenUp(why)) => self.pairs.not(*why),
+            Effect::Count(Counted::GroupMade) => count(&self.groups.done),
+            Effect::Count(Counted::GroupGivenUp(why)) => self.groups.not(*why),
             Effect::Carried { .. } => count(&self.sent.done),
             Effect::UseTcp { why, .. } => self.sent.not(*why),
             Effect::Arrived { .. } => count(&self.received.done),
@@ -62,16 +65,24 @@ impl Figures {
     pub(super) fn record(&self, device: &str, report: Option<&PairsReport>) {
         let device = || ("device", device.to_owned());
         let pairs = report.map(|report| &report.pairs[..]).unwrap_or_default();
+        let groups = report.map(|report| &report.groups[..]).unwrap_or_default();
         for state in PairState::ALL {
             let labels = [device(), ("state", state.as_str().to_owned())];
             let so_far = pairs.iter().filter(|pair| pair.state == state).count();
             metrics::gauge!("kvhive_node_nccl_pairs", &labels).set(so_far as f64);
+            let so_far = groups.iter().filter(|group| group.state == state).count();
+            metrics::gauge!("kvhive_node_nccl_groups", &labels).set(so_far as f64);
         }
         let told = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        metrics::counter!("kvhive_node_nccl_pairs_made_total", &[device()]).absolute(told(&self.pairs.done));
-        for (why, counter) in Why::ALL.iter().zip(&self.pairs.not) {
-            let labels = [device(), ("reason", why.as_str().to_owned())];
-            metrics::counter!("kvhive_node_nccl_pairs_given_up_total", &labels).absolute(told(counter));
+        for (made, given_up, outcomes) in [
+            ("kvhive_node_nccl_pairs_made_total", "kvhive_node_nccl_pairs_given_up_total", &self.pairs),
+            ("kvhive_node_nccl_groups_made_total", "kvhive_node_nccl_groups_given_up_total", &self.groups),
+        ] {
+            metrics::counter!(made, &[device()]).absolute(told(&outcomes.done));
+            for (why, counter) in Why::ALL.iter().zip(&outcomes.not) {
+                let labels = [device(), ("reason", why.as_str().to_owned())];
+                metrics::counter!(given_up, &labels).absolute(told(counter));
+            }
         }
         for (direction, outcomes) in [("sent", &self.sent), ("received", &self.received)] {
             for (outcome, counter) in outcomes.named() {

@@ -10,6 +10,7 @@ use crate::guards::WriteGuard;
 use crate::links::Parcel;
 use crate::links::tcp::Tcp;
 use crate::view::{Serving, View};
+use futures_util::future::join_all;
 use kvhive_gpu::DeviceKind;
 use kvhive_gpu::worker::Extent;
 use kvhive_links::Pairs;
@@ -146,33 +147,63 @@ impl Hand {
         Ok(())
     }
 
+    pub(super) fn state_to_all(&self, targets: &[DeviceId]) -> Option<PairState> {
+        self.view.serving().filter(|serving| serving.map.level >= Level::DAYS)?;
+        self.lock().life.as_ref()?.pairs.group_state(targets)
+    }
+
+    /// Has a batch get to all its targets, of whom there are parcels of the same blocks; returns what becomes of it at each.
     pub(super) async fn carry(
         self: &Arc<Self>,
-        parcel: &Parcel<'_>,
+        parcels: &[Parcel<'_>],
         blocks: Vec<Arc<OnGpu>>,
         deadline: Instant,
-    ) -> Result<DataReply, NotCarried> {
+    ) -> Vec<Result<DataReply, NotCarried>> {
         let extents: Vec<Extent> = blocks.iter().map(|block| block.extent()).collect();
         let bytes = extents.iter().map(|extent| extent.bytes).sum();
-        let (tell, told) = oneshot::channel();
         let left = deadline.saturating_duration_since(Instant::now());
+        let (mut tell, mut told) = (BTreeMap::new(), Vec::with_capacity(parcels.len()));
+        for parcel in parcels {
+            let (one, other) = oneshot::channel();
+            tell.insert(parcel.target, one);
+            told.push(other);
+        }
+        let stores = parcels.iter().filter_map(|parcel| {
+            let store = announced(parcel)?;
+            Some((parcel.target, (store, parcel.trace)))
+        });
+        let batch = Outgoing { stores: stores.collect(), extents, _blocks: blocks, tell, is_quiet: false };
         {
             let mut state = self.lock();
             state.tickets += 1;
             let ticket = Ticket(state.tickets);
-            let life = state.life.as_mut().ok_or(NotCarried::Pair(Why::NoWorker))?;
-            let (store, trace) = (announced(parcel), parcel.trace);
-            let batch =
-                Outgoing { store, trace, extents, _blocks: blocks, tell: Some(tell), is_quiet: false };
-            life.outgoing.insert(ticket, batch);
-            let deadline = self.view.now() + left;
-            self.step_in(&mut state, Event::Want { ticket, peer: parcel.target, bytes, deadline });
+            match state.life.as_mut() {
+                // Whoever waits is told so by that.
+                None => drop(batch),
+                Some(life) => {
+                    life.outgoing.insert(ticket, batch);
+                    let deadline = self.view.now() + left;
+                    let event = match parcels {
+                        [parcel] => Event::Want { ticket, peer: parcel.target, bytes, deadline },
+                        parcels => {
+                            let peers = parcels.iter().map(|parcel| parcel.target).collect();
+                            Event::WantAll { ticket, peers, bytes, deadline }
+                        }
+                    };
+                    self.step_in(&mut state, event);
+                }
+            }
         }
         self.changed.notify_one();
-        match timeout_at(deadline + GRACE, told).await {
-            Ok(Ok(answer)) => answer,
-            _ => Err(NotCarried::Pair(Why::Late)),
-        }
+        let answers = told.into_iter().map(|told| async move {
+            match timeout_at(deadline + GRACE, told).await {
+                Ok(Ok(answer)) => answer,
+                // Nobody is there to carry it.
+                Ok(Err(_)) => Err(NotCarried::Pair(Why::NoWorker)),
+                Err(_) => Err(NotCarried::Pair(Why::Late)),
+            }
+        });
+        join_all(answers).await
     }
 
     pub(super) async fn expect(
@@ -243,7 +274,7 @@ impl Hand {
     ) -> Option<Event> {
         self.figures.note(&effect);
         match effect {
-            Effect::Store { ticket, transfer, .. } => self.announce(life, ticket, transfer),
+            Effect::Store { ticket, transfer, peer, .. } => self.announce(life, ticket, transfer, peer),
             Effect::Say(message) => {
                 self.say(message);
                 None
@@ -258,10 +289,10 @@ impl Hand {
                 }
                 None
             }
-            // What the target's node says of the store is the answer.
+            // What the targets' nodes say of the store is the answer.
             Effect::Carried { .. } | Effect::Count(_) => None,
             Effect::UseTcp { ticket, why } => {
-                life.answer(ticket, Err(NotCarried::Pair(why)));
+                life.does_not_go(ticket, why);
                 None
             }
             Effect::SourceQuiet { ticket } => {
@@ -283,22 +314,27 @@ impl Hand {
         }
     }
 
-    /// Has the target's node expect a batch, and answers for it what that says.
-    fn announce(self: &Arc<Self>, life: &mut Life, ticket: Ticket, transfer: TransferId) -> Option<Event> {
-        let announced =
-            life.outgoing.get(&ticket).and_then(|batch| Some((batch.store.clone()?, batch.trace)));
+    /// Has a target's node expect a batch, and answers for it what that says.
+    fn announce(
+        self: &Arc<Self>,
+        life: &mut Life,
+        ticket: Ticket,
+        transfer: TransferId,
+        target: DeviceId,
+    ) -> Option<Event> {
+        let announced = life.outgoing.get(&ticket).and_then(|batch| batch.stores.get(&target).cloned());
         let (Some((store, trace)), Some(serving)) = (announced, self.view.serving()) else {
             return Some(Event::Refused { ticket });
         };
         let hand = self.clone();
         self.io.spawn(async move {
-            let (target, deadline) = (store.device, Instant::now() + super::super::COPY_LIMIT);
+            let deadline = Instant::now() + super::super::COPY_LIMIT;
             let request = DataRequest::Receive(ReceiveRequest { store, transfer });
             let answer = hand.tcp.exchange(&serving.map, target, (trace, &request), &[], deadline).await;
             let mut state = hand.lock();
             let Some(life) = state.life.as_mut() else { return };
             let is_refused = answer.is_err();
-            life.answer(ticket, answer.map_err(NotCarried::Answer));
+            life.answer(ticket, target, answer.map_err(NotCarried::Answer));
             if is_refused {
                 hand.step_in(&mut state, Event::Refused { ticket });
                 drop(state);

@@ -49,6 +49,14 @@ pub(crate) enum NotCarried {
 }
 
 impl NotCarried {
+    /// Says whether anybody was asked to take it: not where there was no communicator yet.
+    pub(crate) fn has_begun(&self) -> bool {
+        match self {
+            NotCarried::Pair(why) => why.is_failure() || *why == Why::Refused || *why == Why::NotGranted,
+            NotCarried::Answer(_) => true,
+        }
+    }
+
     /// Says whether the pair has failed; not where it was not there, or both ends were busy.
     pub(crate) fn is_failure(&self) -> bool {
         match self {
@@ -99,18 +107,23 @@ impl Nccl {
         self.hand(source)?.state(target)
     }
 
-    /// Has blocks that are on a GPU get to another one's, by `deadline`.
-    ///
-    /// # Errors
-    /// [`NotCarried`]: they are to go another way. The target may have them all the same.
+    /// Returns how far the communicator is by which a device sends to all targets at once; none where one of them has no GPU.
+    pub(super) fn state_to_all(&self, source: DeviceId, targets: &[DeviceId]) -> Option<PairState> {
+        self.hand(source)?.state_to_all(targets)
+    }
+
+    /// Has blocks that are on a GPU get to those of all parcels at once, by `deadline`; returns what becomes of them at each. Those that were not
+    /// carried are to go another way. The target may have them all the same.
     pub(super) async fn carry(
         &self,
-        parcel: &Parcel<'_>,
+        parcels: &[Parcel<'_>],
         blocks: Vec<Arc<OnGpu>>,
         deadline: Instant,
-    ) -> Result<DataReply, NotCarried> {
-        let hand = self.hand(parcel.source).ok_or(NotCarried::Pair(Why::NoWorker))?;
-        hand.carry(parcel, blocks, deadline).await
+    ) -> Vec<Result<DataReply, NotCarried>> {
+        match parcels.first().and_then(|parcel| self.hand(parcel.source)) {
+            Some(hand) => hand.carry(parcels, blocks, deadline).await,
+            None => parcels.iter().map(|_| Err(NotCarried::Pair(Why::NoWorker))).collect(),
+        }
     }
 
     /// Hears what the GPU of another node says to one of this node's.

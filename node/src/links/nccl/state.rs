@@ -3,7 +3,7 @@
 use super::NotCarried;
 use crate::data::OnGpu;
 use crate::guards::WriteGuard;
-use kvhive_gpu::worker::{Extent, TransferId as Named, Worker};
+use kvhive_gpu::worker::{Extent, Rank, TransferId as Named, Worker};
 use kvhive_links::Pairs;
 use kvhive_links::pairs::{Ticket, Why};
 use kvhive_protocol::data::{DataReply, StoreRequest};
@@ -13,16 +13,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tokio::sync::oneshot;
 
-/// A batch that is to be sent.
+/// Who waits for what becomes of a batch at one target.
+pub(super) type Tell = oneshot::Sender<Result<DataReply, NotCarried>>;
+
+/// A batch that is to be sent, to several targets at once perhaps.
 pub(super) struct Outgoing {
-    /// What its target's node is told of it.
-    pub(super) store: Option<StoreRequest>,
-    pub(super) trace: Option<TraceContext>,
+    /// What each target's node is told of it, and as whose part.
+    pub(super) stores: BTreeMap<DeviceId, (StoreRequest, Option<TraceContext>)>,
     pub(super) extents: Vec<Extent>,
     /// Keeps the frames as they are.
     pub(super) _blocks: Vec<Arc<OnGpu>>,
-    /// None once it was answered.
-    pub(super) tell: Option<oneshot::Sender<Result<DataReply, NotCarried>>>,
+    /// Whose targets were not answered for yet.
+    pub(super) tell: BTreeMap<DeviceId, Tell>,
     pub(super) is_quiet: bool,
 }
 
@@ -54,7 +56,7 @@ pub(super) struct Life {
     /// Communicators that the worker has let go of by itself.
     pub(super) let_go: BTreeSet<u64>,
     /// This GPU's rank in each communicator.
-    pub(super) ranks: BTreeMap<u64, u32>,
+    pub(super) ranks: BTreeMap<u64, Rank>,
 }
 
 impl Life {
@@ -74,9 +76,10 @@ impl Life {
         }
     }
 
-    /// Returns the other end's rank in a communicator of two.
-    pub(super) fn other_rank(&self, communicator: u64) -> u32 {
-        1 - self.ranks.get(&communicator).copied().unwrap_or(0).min(1)
+    /// Returns the other end's rank in a communicator of two; none where there are more, of whom rank 0 sends to all.
+    pub(super) fn other_rank(&self, communicator: u64) -> Option<u32> {
+        let rank = self.ranks.get(&communicator).copied().unwrap_or(Rank { at: 0, of: 2 });
+        (rank.of == 2).then(|| 1 - rank.at.min(1))
     }
 
     /// Names a transfer for the worker.
@@ -94,11 +97,20 @@ impl Life {
         self.ranks.clear();
     }
 
-    /// Answers a batch that was to be sent, if it was not answered before.
-    pub(super) fn answer(&mut self, ticket: Ticket, answer: Result<DataReply, NotCarried>) {
-        if let Some(tell) = self.outgoing.get_mut(&ticket).and_then(|batch| batch.tell.take()) {
+    /// Answers for one target of a batch that was to be sent, if that was not answered for before.
+    pub(super) fn answer(&mut self, ticket: Ticket, target: DeviceId, answer: Result<DataReply, NotCarried>) {
+        if let Some(tell) = self.outgoing.get_mut(&ticket).and_then(|batch| batch.tell.remove(&target)) {
             // Whoever asked may be waiting no longer.
             let _ = tell.send(answer);
+        }
+        self.forget_sent(ticket);
+    }
+
+    /// Answers for all targets that a batch does not go to them.
+    pub(super) fn does_not_go(&mut self, ticket: Ticket, why: Why) {
+        let batch = self.outgoing.get_mut(&ticket);
+        for tell in batch.map(|batch| std::mem::take(&mut batch.tell)).unwrap_or_default().into_values() {
+            let _ = tell.send(Err(NotCarried::Pair(why)));
         }
         self.forget_sent(ticket);
     }
@@ -112,7 +124,7 @@ impl Life {
     }
 
     fn forget_sent(&mut self, ticket: Ticket) {
-        if self.outgoing.get(&ticket).is_some_and(|batch| batch.is_quiet && batch.tell.is_none()) {
+        if self.outgoing.get(&ticket).is_some_and(|batch| batch.is_quiet && batch.tell.is_empty()) {
             self.outgoing.remove(&ticket);
         }
     }

@@ -21,10 +21,10 @@ use std::time::Duration;
 pub struct Scenario {
     /// How many GPUs there are.
     pub gpus: usize,
-    /// What is wanted by which GPU of which, in the order of each.
-    pub wants: Vec<(usize, usize)>,
-    /// Pairs that stand in the beginning.
-    pub standing: Vec<(usize, usize)>,
+    /// What is wanted by which GPU to go to which, to several at once perhaps, in the order of each.
+    pub wants: Vec<(usize, Vec<usize>)>,
+    /// Pairs that stand in the beginning, and who can send to several then.
+    pub standing: Vec<(usize, Vec<usize>)>,
     /// The most communicators of one GPU.
     pub max_live: usize,
     /// What is sent leaves its sender before the receiver is there.
@@ -68,7 +68,7 @@ struct State {
     nows: Vec<Moment>,
     /// What is under way, in order.
     packets: Vec<Packet>,
-    wants: Vec<(usize, usize)>,
+    wants: Vec<(usize, Vec<usize>)>,
     tickets: u64,
     /// What may happen yet of what the bounds allow.
     left: Bounds,
@@ -204,10 +204,10 @@ impl State {
         let before = self.rules.gpus.clone();
         let outs = match choice {
             Choice::Want(at) => {
-                let (gpu, peer) = self.wants.remove(at);
+                let (gpu, peers) = self.wants.remove(at);
                 self.tickets += 1;
                 let deadline = self.nows[gpu] + Duration::from_secs(500);
-                self.rules.want(gpu, self.nows[gpu], (Ticket(self.tickets), peer, 1), deadline)?
+                self.rules.want(gpu, self.nows[gpu], (Ticket(self.tickets), &peers, 1), deadline)?
             }
             Choice::Hear(gpu) => self.rules.hear(gpu, self.nows[gpu])?,
             Choice::Deliver(at) => {
@@ -357,7 +357,7 @@ impl Scenario {
     pub fn of(gpus: usize, wants: &[(usize, usize)]) -> Scenario {
         Scenario {
             gpus,
-            wants: wants.to_vec(),
+            wants: wants.iter().map(|(from, to)| (*from, vec![*to])).collect(),
             standing: Vec::new(),
             max_live: gpus,
             is_eager: false,
@@ -365,13 +365,24 @@ impl Scenario {
         }
     }
 
-    /// Their pairs stand in the beginning.
+    /// As well, something is wanted to go to several at once.
+    #[must_use]
+    pub fn and_to_all(mut self, from: usize, to: &[usize]) -> Scenario {
+        self.wants.push((from, to.to_vec()));
+        Scenario { max_live: self.max_live + 1, ..self }
+    }
+
+    /// Their pairs stand in the beginning, and what goes to several at once has its communicator.
     #[must_use]
     pub fn standing(self) -> Scenario {
-        let mut standing: Vec<(usize, usize)> = Vec::new();
-        for (from, to) in self.wants.iter().map(|(from, to)| (*from.min(to), *from.max(to))) {
-            if !standing.contains(&(from, to)) {
-                standing.push((from, to));
+        let mut standing: Vec<(usize, Vec<usize>)> = Vec::new();
+        for (from, to) in &self.wants {
+            let one = match to[..] {
+                [to] => (*from.min(&to), vec![*from.max(&to)]),
+                _ => (*from, to.clone()),
+            };
+            if !standing.contains(&one) {
+                standing.push(one);
             }
         }
         Scenario { standing, ..self }

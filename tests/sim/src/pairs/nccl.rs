@@ -1,6 +1,6 @@
 //! What NCCL does with what the workers enqueue: ends that find each other join, what matches is done, what does not match hangs.
 
-use super::gpu::{Gpu, Operation, id, number};
+use super::gpu::{Gpu, Operation, id, index, number};
 use super::rules::{Known, Out, Rules};
 use kvhive_links::pairs::{Answer, Command, Communicator, Flaw};
 use kvhive_protocol::Moment;
@@ -17,13 +17,15 @@ impl Rules {
         gpus.filter(|(_, gpu)| has(gpu)).map(|(at, _)| at).collect()
     }
 
-    /// Returns the other end of an id that is not being closed.
-    fn other(&self, at: usize, id: usize) -> Option<(usize, Communicator)> {
-        self.gpus.iter().enumerate().filter(|(other, _)| *other != at).find_map(|(other, gpu)| {
+    /// Returns the other ends of an id that are not being closed.
+    fn others(&self, at: usize, id: usize) -> Vec<(usize, Communicator)> {
+        let others = self.gpus.iter().enumerate().filter(|(other, _)| *other != at);
+        let end_of = |(other, gpu): (usize, &Arc<Gpu>)| {
             let worker = gpu.worker.as_ref()?;
             let end = worker.ends.iter().find(|(_, end)| end.id == Some(id) && !end.is_closing);
             end.map(|(communicator, _)| (other, *communicator))
-        })
+        };
+        others.filter_map(end_of).collect()
     }
 
     pub(super) fn command(
@@ -44,7 +46,9 @@ impl Rules {
                         self.id(id).sent.push(transfer);
                     }
                 }
-                Command::Join { id, rank: 1, .. } => self.id(number(&id)).is_joined = true,
+                Command::Join { id, rank: rank @ 1.., .. } => {
+                    self.id(number(&id)).joined.insert(rank);
+                }
                 Command::Abort { communicator } | Command::Close { communicator } => {
                     let ends = self.gpu(at).worker.as_mut().map(|worker| &mut worker.ends);
                     if let Some(end) = ends.and_then(|ends| ends.get_mut(&communicator)) {
@@ -64,7 +68,9 @@ impl Rules {
                 ends.entry(communicator).or_default().id = Some(fresh);
                 gpu.answers.push_back(Answer::Made { communicator, id: id(fresh) });
             }
-            Command::Join { communicator, id, rank } => self.join(at, communicator, number(&id), rank)?,
+            Command::Join { communicator, id, rank, of } => {
+                self.join(at, communicator, number(&id), (rank, of))?;
+            }
             Command::Send { communicator, transfer, ticket, .. } => {
                 self.enqueue(at, communicator, Operation::Send(transfer, ticket), outs)?;
             }
@@ -97,22 +103,30 @@ impl Rules {
         Ok(())
     }
 
-    fn join(&mut self, at: usize, communicator: Communicator, id: usize, rank: u8) -> Result<(), String> {
-        if rank == 1 {
-            self.id(id).is_joined = true;
-        } else if !self.ids[id].is_joined {
+    fn join(
+        &mut self,
+        at: usize,
+        communicator: Communicator,
+        id: usize,
+        (rank, of): (u8, u8),
+    ) -> Result<(), String> {
+        self.id(id).of = of;
+        if rank > 0 {
+            self.id(id).joined.insert(rank);
+        } else if self.ids[id].joined.len() + 1 < usize::from(of) {
             return Err(format!("GPU {at} joins id {id}, which the other end has not joined"));
         }
         let worker = self.gpu(at).worker.as_mut().ok_or("it is there")?;
         let end = worker.ends.entry(communicator).or_default();
         (end.id, end.has_joined) = (Some(id), true);
-        let Some((other, others)) = self.other(at, id) else { return Ok(()) };
-        let is_whole = self.gpus[other]
-            .worker
-            .as_ref()
-            .is_some_and(|worker| !worker.hangs && worker.ends[&others].has_joined);
-        if is_whole {
-            for (gpu, communicator) in [(at, communicator), (other, others)] {
+        let mut ends = self.others(at, id);
+        ends.push((at, communicator));
+        let has_joined = |(gpu, communicator): &(usize, Communicator)| {
+            let worker = self.gpus[*gpu].worker.as_ref();
+            worker.is_some_and(|worker| !worker.hangs && worker.ends[communicator].has_joined)
+        };
+        if ends.len() == usize::from(of) && ends.iter().all(has_joined) {
+            for (gpu, communicator) in ends {
                 let gpu = self.gpu(gpu);
                 if let Some(end) = gpu.worker.as_mut().and_then(|worker| worker.ends.get_mut(&communicator)) {
                     end.is_ready = true;
@@ -137,30 +151,40 @@ impl Rules {
         let end = ends.get(&communicator).filter(|end| end.is_ready && !end.is_closing);
         let id =
             end.and_then(|end| end.id).ok_or(format!("{operation:?} is enqueued where nothing stands"))?;
-        let other = self.other(at, id);
+        let others = self.others(at, id);
         let is_eager = self.manners.is_eager;
-        match (&operation, other) {
-            (Operation::Receive(transfer), Some(_)) if !self.ids[id].sent.contains(transfer) => {
+        match &operation {
+            // A sender that is no more may have promised.
+            Operation::Receive(transfer)
+                if others.iter().any(|(other, _)| *other == index(transfer.sender))
+                    && !self.ids[id].sent.contains(transfer) =>
+            {
                 return Err(format!("GPU {at} receives {transfer}, which nobody has promised to send"));
             }
-            (Operation::Send(transfer, _), Some((other, _))) => {
+            Operation::Send(transfer, _) => {
                 let promised = format!("has granted {transfer}");
-                let slot = self.gpus[other].machine.snapshot(Moment::ZERO).slot;
-                if slot != promised && self.manners.flaw != Some(Flaw::EnqueuesEarly) {
-                    return Err(format!("GPU {at} sends {transfer} to GPU {other}, whose slot is {slot}"));
+                for (other, _) in &others {
+                    let slot = self.gpus[*other].machine.snapshot(Moment::ZERO).slot;
+                    if slot != promised && self.manners.flaw != Some(Flaw::EnqueuesEarly) {
+                        return Err(format!(
+                            "GPU {at} sends {transfer} to GPU {other}, whose slot is {slot}"
+                        ));
+                    }
                 }
             }
-            _ => {}
+            Operation::Receive(_) => {}
         }
+        let content_of = |(to, _): &(usize, TransferId)| *to == at;
+        let buffered = self.ids[id].buffered.iter().position(content_of);
         match operation {
             Operation::Send(transfer, _) if is_eager => {
                 let known = self.id(id);
                 known.sent.push(transfer);
-                known.buffered.push(transfer);
+                known.buffered.extend(others.iter().map(|(other, _)| (*other, transfer)));
                 self.gpu(at).answers.push_back(Answer::Done { communicator, transfer });
             }
-            Operation::Receive(transfer) if is_eager && !self.ids[id].buffered.is_empty() => {
-                let content = self.id(id).buffered.remove(0);
+            Operation::Receive(transfer) if is_eager && buffered.is_some() => {
+                let (_, content) = self.id(id).buffered.remove(buffered.unwrap_or_default());
                 self.fill(at, transfer, content)?;
                 self.gpu(at).answers.push_back(Answer::Done { communicator, transfer });
             }
@@ -178,8 +202,8 @@ impl Rules {
         Ok(())
     }
 
-    /// Returns sender and receiver of an id on which both have enqueued.
-    fn matched(&self, id: usize) -> Option<[(usize, Communicator, Operation); 2]> {
+    /// Returns sender and receivers of an id on which all have enqueued.
+    fn matched(&self, id: usize) -> Option<Vec<(usize, Communicator, Operation)>> {
         let mut found = Vec::new();
         for (at, gpu) in self.gpus.iter().enumerate() {
             let Some(worker) = gpu.worker.as_ref().filter(|worker| !worker.hangs) else { continue };
@@ -188,21 +212,28 @@ impl Rules {
             }
         }
         found.sort_by_key(|(_, _, operation)| matches!(operation, Operation::Receive(_)));
-        found.try_into().ok()
+        (found.len() == usize::from(self.ids[id].of)).then_some(found)
     }
 
-    /// What both ends of an id have enqueued is done, if it still is.
+    /// What all ends of an id have enqueued is done, if it still is.
     pub(crate) fn complete(&mut self, id: usize) -> Result<(), String> {
-        let Some([(sender, from, sent), (receiver, to, received)]) = self.matched(id) else { return Ok(()) };
-        let (Operation::Send(content, ticket), Operation::Receive(room)) = (sent, received) else {
-            return Err(format!("two of a kind meet on id {id}"));
+        let Some(ends) = self.matched(id) else { return Ok(()) };
+        let Some((sender, _, Operation::Send(content, ticket))) = ends.first().cloned() else {
+            return Err(format!("nobody sends on id {id}"));
         };
         // A sender that has started anew has another memory; its worker would be gone.
         if self.gpus[sender].wants.get(&ticket).is_none_or(|fate| fate.is_quiet) {
             return Err(format!("{ticket:?} is sent from frames that are used again"));
         }
-        self.fill(receiver, room, content)?;
-        for (at, communicator, transfer) in [(sender, from, content), (receiver, to, room)] {
+        for (at, communicator, operation) in ends {
+            let transfer = match operation {
+                Operation::Receive(room) => {
+                    self.fill(at, room, content)?;
+                    room
+                }
+                Operation::Send(transfer, _) if at == sender => transfer,
+                Operation::Send(..) => return Err(format!("two of a kind meet on id {id}")),
+            };
             let gpu = self.gpu(at);
             let Some(end) = gpu.worker.as_mut().and_then(|worker| worker.ends.get_mut(&communicator)) else {
                 continue;

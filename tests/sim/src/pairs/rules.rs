@@ -2,8 +2,9 @@
 
 use super::gpu::{Fate, Gpu, Worker, device, index, number};
 use kvhive_links::pairs::{Answer, Effect, Event, Flaw, Ticket, Tuning};
-use kvhive_protocol::pairs::{Incarnation, PairMessage, PairWord, TransferId};
+use kvhive_protocol::pairs::{GroupWord, Incarnation, PairMessage, PairWord, TransferId};
 use kvhive_protocol::{DeviceId, Generation, Moment};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -67,6 +68,17 @@ fn rank(word: &PairWord) -> (u8, Incarnation, Option<TransferId>, u64, bool) {
         PairWord::Grant { transfer, round } => (5, none, Some(*transfer), *round, false),
         PairWord::Go { transfer, round } => (6, none, Some(*transfer), *round, false),
         PairWord::Withdraw { transfer, round, is_last } => (7, none, Some(*transfer), *round, *is_last),
+        PairWord::Group(GroupWord::Offer { incarnation, id, .. }) => {
+            (8, *incarnation, None, number(id) as u64, false)
+        }
+        PairWord::Group(GroupWord::Accept { incarnation }) => (9, *incarnation, None, 0, false),
+        PairWord::Group(GroupWord::Broken { root, incarnation }) => {
+            (10, *incarnation, None, index(*root) as u64, false)
+        }
+        PairWord::Group(GroupWord::Propose { transfer, round, incarnation, .. }) => {
+            (11, *incarnation, Some(*transfer), *round, false)
+        }
+        PairWord::Group(GroupWord::Wound { transfer, round }) => (12, none, Some(*transfer), *round, false),
     }
 }
 
@@ -86,12 +98,13 @@ impl Packet {
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub(crate) struct Known {
     pub(super) incarnation: Option<Incarnation>,
-    /// Rank 1 has joined it.
-    pub(super) is_joined: bool,
+    /// How many ranks there are, and which but rank 0 have joined.
+    pub(super) of: u8,
+    pub(super) joined: BTreeSet<u8>,
     /// What was ever sent over it.
     pub(super) sent: Vec<TransferId>,
-    /// What has left its sender and was not received.
-    pub(super) buffered: Vec<TransferId>,
+    /// What has left its sender and was not received by this GPU.
+    pub(super) buffered: Vec<(usize, TransferId)>,
 }
 
 /// How NCCL and the nodes behave.
@@ -111,7 +124,7 @@ pub(crate) struct Manners {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Out {
     Packet(Packet),
-    /// Both ends of this id have enqueued.
+    /// All ends of this id have enqueued.
     Matched(usize),
 }
 
@@ -189,12 +202,19 @@ impl Rules {
         &mut self,
         at: usize,
         now: Moment,
-        want: (Ticket, usize, u64),
+        want: (Ticket, &[usize], u64),
         deadline: Moment,
     ) -> Result<Vec<Out>, String> {
-        let (ticket, peer, bytes) = want;
+        let (ticket, peers, bytes) = want;
         self.gpu(at).wants.insert(ticket, Fate { deadline, ..Fate::default() });
-        self.step(at, now, Event::Want { ticket, peer: device(peer), bytes, deadline })
+        let event = match peers {
+            [peer] => Event::Want { ticket, peer: device(*peer), bytes, deadline },
+            peers => {
+                let peers = peers.iter().map(|peer| device(*peer)).collect();
+                Event::WantAll { ticket, peers, bytes, deadline }
+            }
+        };
+        self.step(at, now, event)
     }
 
     /// A packet arrives.
@@ -264,7 +284,9 @@ impl Rules {
     ) -> Result<(), String> {
         match effect {
             Effect::Say(message) => {
-                if let PairWord::Offer { incarnation, id } = &message.word {
+                if let PairWord::Offer { incarnation, id }
+                | PairWord::Group(GroupWord::Offer { incarnation, id, .. }) = &message.word
+                {
                     self.id(number(id)).incarnation = Some(*incarnation);
                 }
                 outs.push(Out::Packet(Packet::Say(Box::new(Said(message)))));

@@ -107,7 +107,7 @@ impl Storm {
             wanted_within: ms(10_000),
             keep: ms(100),
             wait_for_pair: if random.one_in(2) { ms(200) } else { Duration::ZERO },
-            grant_limit: ms(200),
+            grant_limit: ms(400),
             go_limit: ms(150),
             offer_limit: ms(200),
             join_limit: ms(300),
@@ -155,7 +155,7 @@ impl Storm {
         let counts = (self.calm.carried, self.calm.by_tcp);
         for from in 0..self.count() {
             for to in (0..self.count()).filter(|to| *to != from) {
-                self.reach(from, to)?;
+                self.reach(from, &[to])?;
             }
         }
         self.ring()?;
@@ -167,8 +167,8 @@ impl Storm {
         self.rules.gpus.len()
     }
 
-    /// Tries to reach a GPU by NCCL until it is.
-    fn reach(&mut self, from: usize, to: usize) -> Result<(), String> {
+    /// Tries to reach GPUs by NCCL, all at once, until they are.
+    fn reach(&mut self, from: usize, to: &[usize]) -> Result<(), String> {
         for _ in 0..TRIES {
             let ticket = self.want(from, to, 64, 1000)?;
             let until = self.now + TRY_MS;
@@ -180,25 +180,34 @@ impl Storm {
                 return Ok(());
             }
         }
-        let [from_it, to_it] = [from, to].map(|gpu| self.rules.gpus[gpu].machine.snapshot(self.clock(gpu)));
-        Err(format!("it is calm, and GPU {from} does not reach GPU {to}:\n{from_it:?}\n{to_it:?}"))
+        let report = |gpu: usize| self.rules.gpus[gpu].machine.snapshot(self.clock(gpu));
+        let (own, theirs) = (report(from), to.iter().map(|to| report(*to)).collect::<Vec<_>>());
+        Err(format!("it is calm, and GPU {from} does not reach GPU {to:?}:\n{own:?}\n{theirs:?}"))
     }
 
-    /// All send to the next at once, each of which receives from the one before.
+    /// All send to the next at once, each of which receives from the one before, and one or two send to all others, where there may be so
+    /// many communicators.
     fn ring(&mut self) -> Result<(), String> {
-        let count = self.count();
-        if self.rules.manners.tuning.max_live < 2 && count > 2 {
+        let (count, most) = (self.count(), self.rules.manners.tuning.max_live);
+        let of_ring = 2.min(count - 1);
+        if most < of_ring {
             return Ok(());
         }
-        for from in 0..count {
-            self.reach(from, (from + 1) % count)?;
+        let next = |from: usize| (from, vec![(from + 1) % count]);
+        let to_all = |from: usize| (from, (0..count).filter(|to| *to != from).collect::<Vec<_>>());
+        let mut wants: Vec<(usize, Vec<usize>)> = (0..count).map(next).collect();
+        if count > 2 {
+            wants.extend((0..(most - of_ring).min(2)).map(to_all));
+        }
+        for (from, to) in &wants {
+            self.reach(*from, to)?;
         }
         self.until(self.now + 2000)?;
         let mut tickets = Vec::new();
-        for from in 0..count {
-            tickets.push(self.want(from, (from + 1) % count, 64, 1000)?);
+        for (from, to) in wants.iter().rev() {
+            tickets.push(self.want(*from, to, 64, 2000)?);
         }
-        self.until(self.now + 1500)?;
+        self.until(self.now + 2500)?;
         match tickets.iter().all(|ticket| self.carried.contains(ticket)) {
             true => Ok(()),
             false => Err("all send at once, and stand in each other's way".to_owned()),
@@ -272,7 +281,12 @@ impl Storm {
                 let from = self.random.below(self.count() as u64) as usize;
                 let to = (from + 1 + self.random.below(self.count() as u64 - 1) as usize) % self.count();
                 let (bytes, deadline) = (1 + self.random.below(64), 20 + self.random.below(500));
-                self.want(from, to, bytes, deadline)?;
+                let others: Vec<usize> = (0..self.count()).filter(|other| *other != from).collect();
+                match others.len() > 1 && self.random.one_in(3) {
+                    true if self.random.one_in(2) => self.want(from, &others[..2], bytes, deadline)?,
+                    true => self.want(from, &others, bytes, deadline)?,
+                    false => self.want(from, &[to], bytes, deadline)?,
+                };
                 let wait = self.random.below(20);
                 if self.has_trouble {
                     self.at(wait, What::Want);
@@ -368,7 +382,7 @@ impl Storm {
         }
     }
 
-    fn want(&mut self, from: usize, to: usize, bytes: u64, deadline_ms: u64) -> Result<Ticket, String> {
+    fn want(&mut self, from: usize, to: &[usize], bytes: u64, deadline_ms: u64) -> Result<Ticket, String> {
         self.tickets += 1;
         let (ticket, now) = (Ticket(self.tickets), self.clock(from));
         let outs =
