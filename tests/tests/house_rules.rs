@@ -19,10 +19,11 @@ fn metadata() -> serde_json::Value {
 }
 
 /// Every crate's level: a crate names only crates of lower levels.
-const LEVELS: [(&str, u8); 22] = [
+const LEVELS: [(&str, u8); 23] = [
     ("kvhive-protocol", 0),
     ("nccl-rs", 0),
     ("kvhive-oracle", 0),
+    ("kvhive-planted", 0),
     ("kvhive-gpu", 1),
     ("kvhive-tls", 0),
     ("kvhive-wire", 1),
@@ -82,6 +83,10 @@ fn imports_point_down_and_pure_crates_stay_pure() {
                     "{thing} has one place, {owner}; {name} names it too"
                 );
             }
+            assert!(
+                other != "kvhive-planted" || dependency["features"].as_array().is_some_and(Vec::is_empty),
+                "{name} has bugs planted: only kvhive-sim's own feature may"
+            );
             if other == "bincode" {
                 assert_eq!(dependency["req"], "=2.0.1", "3.0.0 does not build, by its authors' choice");
             }
@@ -98,6 +103,41 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
         } else if name.ends_with(".rs") {
             found.push(path);
         }
+    }
+}
+
+#[test]
+fn bugs_are_planted_only_where_they_are_asked_for() {
+    let metadata = metadata();
+    for package in metadata["packages"].as_array().expect("a list") {
+        let name = package["name"].as_str().expect("a name");
+        for (feature, asks) in package["features"].as_object().expect("features by name") {
+            let asks: Vec<&str> =
+                asks.as_array().expect("a list").iter().filter_map(|one| one.as_str()).collect();
+            let plants = asks.iter().any(|one| one.contains("planted"));
+            assert!(
+                !plants || (name, feature.as_str()) == ("kvhive-sim", "planted"),
+                "{name}/{feature} plants bugs"
+            );
+        }
+    }
+}
+
+#[test]
+fn every_bug_that_can_be_planted_has_its_place_in_a_machine() {
+    let root = root();
+    let list = std::fs::read_to_string(root.join("tests/planted/src/lib.rs")).expect("the list of bugs");
+    let bugs: Vec<&str> = list
+        .lines()
+        .filter_map(|line| line.trim().strip_suffix("\";")?.split_once(", \"").map(|(bug, _)| bug))
+        .collect();
+    assert!(bugs.len() >= 20, "{bugs:?}");
+    let mut files = Vec::new();
+    ["coordinator", "node", "client"].iter().for_each(|folder| sources(&root.join(folder), &mut files));
+    let text: String =
+        files.iter().map(|file| std::fs::read_to_string(file).expect("a source is text")).collect();
+    for bug in bugs {
+        assert!(text.contains(&format!("is(Bug::{bug})")), "{bug} is planted nowhere");
     }
 }
 

@@ -10,6 +10,7 @@ use crate::types::{
     ConsensusConfig, ConsensusError, Effect, Event, LogBatch, PeerId, RefuseReason, Restored, Role,
     SnapshotRecord, Status, Ticket, WriteId,
 };
+use kvhive_planted::{Bug, is};
 use protobuf::Message as _;
 use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 use raft::prelude::{Config, RawNode};
@@ -205,7 +206,8 @@ impl Consensus {
         self.ticks += 1;
         self.ask_peers(effects);
         // Nobody can be elected whose log is not durable, and raft would look for entries that the snapshot has replaced.
-        if self.installing.is_none() && self.may_campaign() {
+        if self.installing.is_none() && self.may_campaign() && !(is(Bug::ElectionsEnd) && self.elections > 1)
+        {
             let waited = self.raw.raft.election_elapsed;
             self.raw.tick();
             let raft = &self.raw.raft;
@@ -444,10 +446,15 @@ impl Consensus {
         self.role = now;
         if led {
             self.snapshots_sent.clear();
-            let waiting = std::mem::take(&mut self.proposed).into_iter().chain(self.reads.take_all());
+            let reads = self.reads.take_all().into_iter().filter(|_| !is(Bug::LostReadsAreSilent));
+            let waiting = std::mem::take(&mut self.proposed).into_iter().chain(reads);
             let waiting = waiting.chain(self.changing.take());
             for ticket in waiting {
-                effects.push(Effect::Refused { ticket, reason: RefuseReason::Lost });
+                let reason = match is(Bug::LostIsNotApplied) {
+                    true => RefuseReason::NotLeader { leader: None },
+                    false => RefuseReason::Lost,
+                };
+                effects.push(Effect::Refused { ticket, reason });
             }
         }
         effects.push(Effect::RoleChanged { role: now.0, term: now.1, leader: now.2 });

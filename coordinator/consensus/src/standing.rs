@@ -5,6 +5,7 @@
 
 use crate::group::{Input, put_peers};
 use crate::types::{ConsensusError, PeerId, Restored};
+use kvhive_planted::{Bug, is};
 use protobuf::Message as _;
 use raft::eraftpb::{HardState, MessageType};
 use std::collections::BTreeMap;
@@ -49,7 +50,7 @@ impl Standing {
     ) -> Result<(Standing, Vec<PeerId>), ConsensusError> {
         match &restored.hard_state {
             Some(bytes) => decode_hard_state(bytes).map(|held| (held.standing, held.founders)),
-            None if named.len() > 1 && *restored == Restored::default() => {
+            None if named.len() > 1 && *restored == Restored::default() && !is(Bug::NewbornVotes) => {
                 Ok((Standing::Newborn, Vec::new()))
             }
             None => Ok((Standing::Settled, named.to_vec())),

@@ -1,6 +1,7 @@
 //! Which requests were applied and what they came to, so that a repeat happens once (M3). Part of the replicated state:
 //! every coordinator forgets the same requests at the same log index.
 
+use kvhive_planted::{Bug, is};
 use kvhive_protocol::control::CommandReply;
 use kvhive_protocol::{Level, RequestId, WireError, codec};
 use serde::{Deserialize, Serialize};
@@ -52,7 +53,9 @@ impl Dedupe {
             )));
         }
         let Some(client) = self.clients.get(&request.client) else { return Seen::New };
-        if let Ok(at) = client.find(request.sequence) {
+        if let Ok(at) = client.find(request.sequence)
+            && !is(Bug::RepeatsHappen)
+        {
             return Seen::Before(client.replies[at].1.clone());
         }
         if request.has_print() && level >= Level::CHECKED {

@@ -2,6 +2,7 @@
 //! confirmed, and who is past the moment at which they may be declared down.
 
 use crate::afterlives::Afterlives;
+use kvhive_planted::{Bug, is};
 use kvhive_protocol::control::{DeviceLoad, Heartbeat, MAX_UNREACHED};
 use kvhive_protocol::emptying::{MAX_EMPTIED_TOLD, MAX_FRAME_SIZES, MAX_LOST_NAMED};
 use kvhive_protocol::load::{MAX_HOT_SLOTS, MAX_SLOTS_TOLD, MAX_TENANT_LOADS};
@@ -245,6 +246,7 @@ impl Leases {
     ) -> Option<(MemberId, Generation, bool)> {
         let now = self.now;
         let due = |record: &Record| match record.condemned {
+            None if is(Bug::DownTooEarly) => record.down_after <= now + Duration::from_millis(500),
             None => record.down_after <= now,
             Some((again, _)) => again <= now,
         };

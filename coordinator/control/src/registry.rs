@@ -9,6 +9,7 @@ use crate::journal::{EventPage, Journal};
 use crate::repair::{self, Repair};
 use crate::scaling::Scaling;
 use crate::{again, departures, levels, telling, validate};
+use kvhive_planted::{Bug, is};
 use kvhive_protocol::control::{
     Balancing, Command, CommandReply, MAX_MEMBERS, Placing, Proposal, Registration,
 };
@@ -285,6 +286,7 @@ impl Registry {
         let known = self.index.members.get(&registration.name).copied();
         let map = self.map.as_ref().expect("execute has checked that there is a map");
         let (id, generation) = match known {
+            Some(id) if is(Bug::GenerationStays) => (id, map.members[&id].generation),
             Some(id) => (id, map.members[&id].generation.next().max(again::first_generation(map.epoch))),
             None => {
                 let next = next_id(map.members.len(), self.last.member.0, MAX_MEMBERS, "members")?;
@@ -331,7 +333,7 @@ impl Registry {
 
     fn place_slots(&mut self, based_on: Epoch, changes: Vec<Placing>) -> Outcome {
         let map = self.map.as_ref().expect("execute has checked that there is a map");
-        if based_on != map.epoch {
+        if based_on != map.epoch && !is(Bug::PlacesByOldPlan) {
             return Err(WireError::StaleEpoch { epoch: map.epoch });
         }
         validate::placement(map, &changes)?;
@@ -345,6 +347,9 @@ impl Registry {
             return Ok(self.unchanged());
         }
         let map = self.change();
+        if is(Bug::PlacesWithoutEpoch) {
+            map.epoch = based_on;
+        }
         let (slots, all) = (Arc::make_mut(&mut map.slots), Arc::make_mut(&mut map.filling));
         for Placing { slot, set, filling } in changes {
             slots[usize::from(slot.0)] = ReplicaSet(set);

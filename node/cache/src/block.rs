@@ -5,6 +5,7 @@
 //! may write to its frame keeps that, and nothing else. There is no way from a ticket that was abandoned or given up, or from a leaving
 //! block, back to a resident one.
 
+use kvhive_planted::{Bug, is};
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::{BlockKey, Moment};
 use std::time::Duration;
@@ -321,7 +322,7 @@ impl Record {
 
     /// Says whether nothing needs it here: no block after it, and no pin. To policies such blocks alone are leaves.
     pub(crate) fn is_bare(&self) -> bool {
-        self.children == 0 && !self.is(Mark::PINNED)
+        (self.children == 0 || is(Bug::ParentsLeaveFirst)) && !self.is(Mark::PINNED)
     }
 
     /// Says whether its frame is being copied from or re-encoded.

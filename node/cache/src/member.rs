@@ -7,6 +7,7 @@
 //! newer map that comes with a heartbeat's answer must be adopted by everything that serves before the renewed leases count: so a
 //! clear or a move that the coordinators have acknowledged is known to every member that serves.
 
+use kvhive_planted::{Bug, is};
 use kvhive_protocol::data::Run;
 use kvhive_protocol::map::Settings;
 use kvhive_protocol::{ClusterId, ClusterMap, DeviceId, Epoch, Generation, MemberId, Moment, WireError};
@@ -167,6 +168,7 @@ impl Member {
                 self.failures = self.failures.saturating_add(1);
                 self.next_ask = now + self.wait();
             }
+            MemberEvent::Fenced if is(Bug::FencedStaysOut) => self.asking = false,
             MemberEvent::Fenced => {
                 self.asking = false;
                 self.state = State::Outside;
@@ -220,7 +222,7 @@ impl Member {
         }
         let Some(map) = &self.map else { return };
         let tenancy = Tenancy::from(sent, &map.settings);
-        if self.adopted >= map.epoch {
+        if self.adopted >= map.epoch || is(Bug::LeaseBeforeMap) {
             self.set(tenancy, effects);
         } else {
             self.pending = Some((map.epoch, tenancy));

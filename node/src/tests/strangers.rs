@@ -357,7 +357,7 @@ impl Attacker {
                 raw.say(Kind::Hello, &shaken.hello).await;
                 raw.say(Kind::Proof, &shaken.proof).await;
             }
-            1 => drop(raw.shake(b"another token", nonce).await),
+            1 => _ = raw.shake(b"another token", nonce).await,
             2 => {
                 let proof = [self.random.draw() as u8; 32];
                 raw.say(Kind::Hello, &Hello::new(Role::Node, 1, None, nonce, Default::default())).await;

@@ -1,8 +1,11 @@
 //! A simulated coordinator: consensus, registry and overseer, as its actor runs them, over a disk that loses what was not
 //! synced.
 
+use crate::Random;
+use crate::breach::{Breach, Holds, breach};
 use kvhive_consensus::{
-    Consensus, ConsensusConfig, Effect, Event, LogBatch, PeerId, Restored, Role, Ticket, WriteId,
+    Consensus, ConsensusConfig, Effect, Event, LogBatch, PeerId, RefuseReason, Restored, Role, Standing,
+    Ticket, WriteId,
 };
 use kvhive_control::{
     BalanceTuning, BeatVerdict, ClearTicket, Effect as Oversight, Overseer, Registry, Tuning,
@@ -19,6 +22,8 @@ use std::time::Duration;
 
 /// Coordinators of a simulated cluster.
 pub(crate) const PEERS: u64 = 3;
+/// Nobody waits for longer than this for an answer: elections and pauses are far shorter.
+const WAIT_LIMIT: Duration = Duration::from_secs(8);
 /// Milliseconds of a raft tick.
 pub(crate) const TICK_MS: u64 = 20;
 
@@ -43,6 +48,18 @@ pub(crate) struct Disk {
 }
 
 impl Disk {
+    /// Power is lost: of what was not synced some of the oldest may be there.
+    pub(crate) fn lose_power(&mut self, random: &mut Random) {
+        let kept = random.below(self.queued.len() as u64 + 1) as usize;
+        self.queued.truncate(kept);
+        self.sync();
+    }
+
+    /// All that it held is gone.
+    pub(crate) fn lose_all(&mut self) {
+        *self = Disk { starts: self.starts, ..Disk::default() };
+    }
+
     fn sync(&mut self) -> Option<WriteId> {
         let mut last = None;
         for (write, batch) in self.queued.drain(..) {
@@ -80,6 +97,19 @@ pub(crate) enum Out {
     Sync,
     /// It leads in this term.
     Leads(u64),
+    /// It has applied this.
+    Applied(Applied),
+    /// Something does not hold.
+    Broken(Breach),
+}
+
+/// What applying an entry did.
+pub(crate) struct Applied {
+    pub(crate) request: RequestId,
+    /// The map that it was decided by, if it says so.
+    pub(crate) based_on: Option<Epoch>,
+    pub(crate) before: Epoch,
+    pub(crate) after: Epoch,
 }
 
 /// A coordinator that runs.
@@ -88,15 +118,17 @@ pub(crate) struct Coordinator {
     consensus: Consensus,
     pub(crate) registry: Registry,
     overseer: Overseer,
-    waiting: BTreeMap<Ticket, Waiting>,
+    /// Who waits, and since when.
+    waiting: BTreeMap<Ticket, (Moment, Waiting)>,
     clears: BTreeMap<ClearTicket, (u64, CommandReply)>,
     next: u64,
     bootstrapping: bool,
+    /// The request that was applied last.
+    last: Option<RequestId>,
 }
 
 impl Coordinator {
     pub(crate) fn start(id: u64, disk: &mut Disk) -> Coordinator {
-        disk.queued.clear();
         disk.starts += 1;
         let restored = disk.synced.clone();
         let registry = restored.snapshot.as_ref().map_or_else(Registry::new, |snapshot| {
@@ -137,6 +169,7 @@ impl Coordinator {
             clears: BTreeMap::new(),
             next: 1,
             bootstrapping: false,
+            last: None,
         }
     }
 
@@ -144,8 +177,33 @@ impl Coordinator {
         self.registry.map()
     }
 
-    pub(crate) fn invariants(&self) -> Result<(), String> {
-        self.consensus.invariants()
+    pub(crate) fn invariants(&self) -> Holds {
+        self.consensus.invariants().map_err(|what| Breach { rule: "M2", what })
+    }
+
+    /// Checks that nobody has waited for longer than an answer can take.
+    pub(crate) fn check_waiting(&self, now: Moment) -> Holds {
+        match self.waiting.values().map(|(since, _)| now.since(*since)).max() {
+            Some(waited) if waited > WAIT_LIMIT => {
+                breach("B18", format!("somebody has waited for {waited:?} and was told nothing"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks that a snapshot has all that was agreed, and what the last request came to.
+    fn check_snapshot(&self, data: &[u8]) -> Holds {
+        let Ok(restored) = Registry::restore(data) else { return breach("M10", "a snapshot is not read") };
+        let comes_to = |registry: &Registry| self.last.map(|last| registry.outcome(last));
+        if restored.map() != self.registry.map() || comes_to(&restored) != comes_to(&self.registry) {
+            return breach("M10", "a snapshot is not what was agreed");
+        }
+        Ok(())
+    }
+
+    /// Says whether others may count on its log.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.consensus.status().standing == Standing::Settled
     }
 
     pub(crate) fn receive(
@@ -240,7 +298,7 @@ impl Coordinator {
         }
         let origin = Origin { at_ms: now.as_nanos() / 1_000_000, reason };
         let data = codec::encode(&LogEntry { proposal, origin }).expect("a small proposal");
-        let ticket = self.ticket(Waiting::Proposal { asker, register });
+        let ticket = self.ticket(now, Waiting::Proposal { asker, register });
         self.step(now, Event::Propose { ticket, data }, disk, out);
     }
 
@@ -252,7 +310,7 @@ impl Coordinator {
         disk: &mut Disk,
         out: &mut Vec<Out>,
     ) {
-        let ticket = self.ticket(Waiting::Map { asker, have });
+        let ticket = self.ticket(now, Waiting::Map { asker, have });
         self.step(now, Event::Read { ticket }, disk, out);
     }
 
@@ -264,14 +322,14 @@ impl Coordinator {
         disk: &mut Disk,
         out: &mut Vec<Out>,
     ) {
-        let ticket = self.ticket(Waiting::Beat { asker, received: now, beat });
+        let ticket = self.ticket(now, Waiting::Beat { asker, received: now, beat });
         self.step(now, Event::Read { ticket }, disk, out);
     }
 
-    fn ticket(&mut self, waiting: Waiting) -> Ticket {
+    fn ticket(&mut self, now: Moment, waiting: Waiting) -> Ticket {
         let ticket = Ticket(self.next);
         self.next += 1;
-        self.waiting.insert(ticket, waiting);
+        self.waiting.insert(ticket, (now, waiting));
         ticket
     }
 
@@ -293,7 +351,17 @@ impl Coordinator {
             Effect::Apply { index, data, ticket, .. } => {
                 let entry: LogEntry = codec::decode(&data).expect("what was proposed decodes");
                 let clears = entry.proposal.command.ends_blocks_of();
+                let (request, before) = (entry.proposal.request, self.registry.epoch());
+                let based_on = match &entry.proposal.command {
+                    Command::PlaceSlots { based_on, .. } | Command::Balance { based_on, .. } => {
+                        Some(*based_on)
+                    }
+                    _ => None,
+                };
                 let reply = self.registry.apply(index, entry);
+                self.last = Some(request);
+                let after = self.registry.epoch();
+                out.push(Out::Applied(Applied { request, based_on, before, after }));
                 self.answer_applied(now, ticket, clears, reply, out);
             }
             Effect::Install { data, .. } => {
@@ -301,17 +369,24 @@ impl Coordinator {
             }
             Effect::TakeSnapshot { index } => {
                 let data = self.registry.snapshot();
+                if let Err(broken) = self.check_snapshot(&data) {
+                    out.push(Out::Broken(broken));
+                }
                 self.step(now, Event::SnapshotTaken { index, data }, disk, out);
             }
             Effect::Readable { ticket } => self.serve(ticket, out),
-            Effect::Refused { ticket, .. } => {
-                let asker = match self.waiting.remove(&ticket) {
+            Effect::Refused { ticket, reason } => {
+                let asker = match self.waiting.remove(&ticket).map(|(_, waiting)| waiting) {
                     Some(Waiting::Proposal { asker, .. }) => asker,
                     Some(Waiting::Map { asker, .. } | Waiting::Beat { asker, .. }) => Some(asker),
                     None => None,
                 };
                 if let Some(asker) = asker {
-                    out.push(Out::Reply(asker, ControlReply::Failed(WireError::NotLeader { leader: None })));
+                    let error = match reason {
+                        RefuseReason::Lost => WireError::OutcomeUnknown,
+                        _ => WireError::NotLeader { leader: None },
+                    };
+                    out.push(Out::Reply(asker, ControlReply::Failed(error)));
                 }
             }
             Effect::RoleChanged { role: Role::Leader, term, .. } => {
@@ -339,7 +414,8 @@ impl Coordinator {
         out: &mut Vec<Out>,
     ) {
         let Some(ticket) = ticket else { return };
-        let Some(Waiting::Proposal { asker: Some(asker), register }) = self.waiting.remove(&ticket) else {
+        let Some((_, Waiting::Proposal { asker: Some(asker), register })) = self.waiting.remove(&ticket)
+        else {
             return;
         };
         let clears = clears.and_then(|tenant| Some((tenant, reply.ended_blocks_at()?)));
@@ -364,7 +440,7 @@ impl Coordinator {
     }
 
     fn serve(&mut self, ticket: Ticket, out: &mut Vec<Out>) {
-        match self.waiting.remove(&ticket) {
+        match self.waiting.remove(&ticket).map(|(_, waiting)| waiting) {
             Some(Waiting::Map { asker, have }) => {
                 let map = self.registry.map().filter(|map| map.epoch > have);
                 out.push(Out::Reply(asker, ControlReply::Map(map.map(|map| Box::new((*map).clone())))));

@@ -6,13 +6,19 @@
 //! Everything follows from the seed: the same seed gives the same trace hash, and a failing seed replays with
 //! `KVHIVE_SIM_SEED=N scripts/test sim`.
 
+mod block;
+mod breach;
 mod coordinator;
 mod crowd;
+mod frames;
 mod node;
 pub mod pairs;
 mod random;
+mod shrink;
 mod world;
 
+pub use breach::Broken;
 pub use crowd::Crowd;
 pub use random::Random;
-pub use world::{Outcome, World};
+pub use shrink::shrink;
+pub use world::{Muted, Outcome, World};

@@ -4,6 +4,7 @@ use super::Shard;
 use crate::answers::Effect;
 use crate::block::{BlockId, Life, Mark, NO_PARENT};
 use crate::policy::Removal;
+use kvhive_planted::{Bug, is};
 use kvhive_protocol::Slot;
 use kvhive_protocol::watch::Gone;
 
@@ -16,7 +17,9 @@ impl Shard {
         self.note_gone(at, hash, gone);
         self.recency.remove(&mut self.index.records, at);
         let bared = self.unlink(at);
-        self.count_resident(at, -1);
+        if !is(Bug::DropsAreNotCounted) {
+            self.count_resident(at, -1);
+        }
         let record = &mut self.index.records[at as usize];
         record.life = Life::Leaving;
         if record.take(Mark::AHEAD) {
@@ -37,7 +40,8 @@ impl Shard {
 
     pub(super) fn finish_leaving(&mut self, at: u32) {
         let record = self.index.records[at as usize];
-        if record.life == Life::Leaving && record.readers == 0 && !record.is_worked_on() {
+        let is_read = record.readers > 0 && !is(Bug::FreedUnderReader);
+        if record.life == Life::Leaving && !is_read && !record.is_worked_on() {
             self.give(record.tier, record.class, record.party);
             self.free(at);
         }
@@ -52,7 +56,7 @@ impl Shard {
 
     /// Tells whoever ranks a block that it has become a leaf, or that it is none.
     pub(super) fn tell_leaf(&mut self, at: Option<u32>, leaf: bool) {
-        let Some(at) = at else { return };
+        let Some(at) = at.filter(|_| leaf || !is(Bug::ParentsLeaveFirst)) else { return };
         let record = &self.index.records[at as usize];
         let (party, class) = (record.party, record.class);
         if record.life == Life::Resident && (!leaf || record.is_bare()) {

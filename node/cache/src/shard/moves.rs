@@ -5,6 +5,7 @@ use crate::answers::{CopyVerdict, Effect};
 use crate::block::{BlockId, CopyTicket, HoldClock, Life, Mark, Tier};
 use crate::party::{Donors, MEMORY, Want};
 use crate::stats::Reason;
+use kvhive_planted::{Bug, is};
 use kvhive_protocol::Moment;
 use kvhive_protocol::watch::Gone;
 
@@ -42,6 +43,7 @@ impl Shard {
         self.copies_between[usize::from(class)][from as usize][to as usize] -= 1;
         // Readers hold the old frame: it would not be free.
         let was_coming = record.take(Mark::COMING);
+        let done = done || is(Bug::FailedCopyCounts);
         if record.life != Life::Resident || !done || record.readers > 0 || self.ledger.is_lost(to) {
             if was_coming && record.life == Life::Resident && record.take(Mark::AHEAD) {
                 self.stats.prefetch_cancelled += 1;

@@ -5,6 +5,7 @@ use crate::answers::{Effect, Reserve};
 use crate::block::{BlockId, Life, Mark, NO_PARENT, Record, WriteTicket};
 use crate::policy::{Removal, Request, Visit};
 use crate::stats::Reason;
+use kvhive_planted::{Bug, is};
 use kvhive_protocol::data::{About, Refusal, StoreBlock};
 use kvhive_protocol::watch::Gone;
 use kvhive_protocol::{BlockKey, Era, Moment, SLOTS, Slot, TenantId};
@@ -63,7 +64,7 @@ impl Shard {
                 return Err(Refusal::InFlight);
             }
             let record = &self.index.records[at as usize];
-            if self.owners.of(record.owner).1 == header.era {
+            if self.owners.of(record.owner).1 == header.era && !is(Bug::PresentIsTaken) {
                 let id = BlockId { index: at, generation: record.generation };
                 self.used(at);
                 self.heed_again(now, at, parent, about.hint);
@@ -233,6 +234,7 @@ impl Shard {
     pub fn abandon(&mut self, ticket: WriteTicket) {
         let Some(at) = self.index.named(ticket.index, ticket.generation) else { return };
         match self.index.records[at as usize].life {
+            Life::Filling if is(Bug::AbandonedIsSeen) => drop(self.seal(ticket)),
             Life::Filling => self.end_write(at, Gone::Unwritten),
             Life::GivenUp => {
                 self.given_up -= 1;
@@ -253,7 +255,9 @@ impl Shard {
 
     fn end_write(&mut self, at: u32, why: Gone) {
         self.take_out(at, why);
-        self.let_frame_go(at);
+        if !is(Bug::AbandonedLeaks) {
+            self.let_frame_go(at);
+        }
     }
 
     /// Has a write be under way no more.

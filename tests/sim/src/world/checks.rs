@@ -1,91 +1,141 @@
 //! What must hold after every event, and after a quiet while.
 
 use super::{Host, World};
-use crate::coordinator::settings;
-use crate::node::{Node, TENANT};
-use kvhive_protocol::{BlockKey, ClusterMap, Era, Generation, MemberId, MemberState, Slot};
+use crate::block::Block;
+use crate::breach::{Holds, breach};
+use crate::coordinator::{PEERS, settings};
+use crate::node::Node;
+use kvhive_protocol::{ClusterMap, Epoch, Generation, MemberId, MemberState, Slot};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+/// What was seen so far.
+#[derive(Default)]
+pub(super) struct Seen {
+    pub(super) leaders: BTreeMap<u64, Host>,
+    /// What every coordinator had after an entry.
+    hashes: BTreeMap<u64, u64>,
+    /// What each coordinator has applied, and its epoch.
+    applied: BTreeMap<Host, (u64, Epoch)>,
+    /// Each node's start, and the epoch that it serves by.
+    serving: BTreeMap<usize, (u64, Epoch)>,
+    /// When the newest map was applied first.
+    pub(super) newest_at: u64,
+    /// The newest map that any coordinator has applied.
+    placed: Option<Arc<ClusterMap>>,
+}
+
+impl Seen {
+    /// A coordinator starts anew, from what its disk has.
+    pub(super) fn forget(&mut self, host: Host) {
+        self.applied.remove(&host);
+    }
+}
+
 impl World {
-    pub(super) fn check(&mut self, touched: Option<Host>) -> Result<(), String> {
-        let mut newest: Option<Arc<ClusterMap>> = None;
+    pub(super) fn check(&mut self, touched: Option<usize>) -> Holds {
         for at in 0..self.coordinators.len() {
-            let Some(coordinator) = &self.coordinators[at].0.running else { continue };
-            coordinator.invariants()?;
-            let Some(map) = coordinator.map() else { continue };
-            let before = self.epochs.insert(at, map.epoch);
-            if before.is_some_and(|before| before > map.epoch) {
-                return Err(format!("coordinator {at} went back to epoch {}", map.epoch));
-            }
-            if before != Some(map.epoch) {
-                map.check()?;
-                let applied = coordinator.registry.applied();
-                let snapshot = coordinator.registry.snapshot();
-                // Its checksum is one of everything replicated.
-                let hash =
-                    u64::from_le_bytes(*snapshot.last_chunk().expect("a checksum ends every snapshot"));
-                if *self.hashes.entry(applied).or_insert(hash) != hash {
-                    return Err(format!("two states after entry {applied}"));
+            self.check_coordinator(at)?;
+        }
+        for at in 0..self.nodes.len() {
+            self.check_node(at)?;
+        }
+        match touched.and_then(|node| self.nodes[node].running.as_ref()) {
+            Some(node) => node.invariants(),
+            None => Ok(()),
+        }
+    }
+
+    fn check_coordinator(&mut self, at: usize) -> Holds {
+        let Some(coordinator) = &self.coordinators[at].0.running else { return Ok(()) };
+        coordinator.invariants()?;
+        let Some(map) = coordinator.map() else { return Ok(()) };
+        let now = (coordinator.registry.applied(), map.epoch);
+        let before = self.seen.applied.insert(at, now);
+        if before == Some(now) {
+            return Ok(());
+        }
+        if before.is_some_and(|before| before.0 > now.0 || before.1 > now.1) {
+            return breach("M4", format!("coordinator {at} went back to epoch {}", map.epoch));
+        }
+        map.check().or_else(|what| breach("M7", what))?;
+        let snapshot = coordinator.registry.snapshot();
+        // Its checksum is one of everything replicated.
+        let hash = snapshot.last_chunk().map_or(0, |sum| u64::from_le_bytes(*sum));
+        if *self.seen.hashes.entry(now.0).or_insert(hash) != hash {
+            return breach("M7", format!("two states after entry {}", now.0));
+        }
+        match &self.seen.placed {
+            Some(placed) if placed.epoch > map.epoch => {}
+            Some(placed) if placed.epoch == map.epoch => {
+                if **placed != *map {
+                    return breach("M7", format!("two maps of epoch {}", map.epoch));
                 }
             }
-            if newest.as_ref().is_none_or(|known| known.epoch < map.epoch) {
-                newest = Some(map);
+            placed => {
+                if let Some(before) = placed {
+                    self.check_moves(before, &map)?;
+                    self.outcome.balanced += u64::from(before.balanced != map.balanced);
+                }
+                (self.seen.newest_at, self.seen.placed) = (self.now, Some(map));
             }
         }
-        if let Some(map) = &newest
-            && map.epoch > self.newest.0
+        Ok(())
+    }
+
+    fn check_node(&mut self, at: usize) -> Holds {
+        let now = self.clock(PEERS as usize + at);
+        let node = &self.nodes[at];
+        let Some(running) = node.running.as_ref().filter(|running| running.serves(now)) else {
+            return Ok(());
+        };
+        let (start, epoch) = (node.starts, running.epoch());
+        let before = self.seen.serving.insert(at, (start, epoch));
+        if before.is_some_and(|before| before.0 == start && before.1 > epoch) {
+            return breach("M4", format!("node {at} went back to epoch {epoch}"));
+        }
+        for (tenant, era) in self.oracle.cleared() {
+            let ours = running.era(*tenant);
+            if ours < *era {
+                let what =
+                    format!("node {at} serves era {ours} of tenant {tenant} after {era} was acknowledged");
+                return breach("B11", what);
+            }
+        }
+        if running.is_leased(now)
+            && let (Some((member, generation)), Some(map)) = (running.identity(), &self.seen.placed)
         {
-            if let Some(before) = self.placed.replace(map.clone()) {
-                self.check_moves(&before, map)?;
-                self.outcome.balanced += u64::from(before.balanced != map.balanced);
-            }
-            self.newest = (map.epoch, self.now);
-        }
-        let now = self.moment();
-        for (at, node) in self.nodes.iter().enumerate() {
-            let Some(running) = node.running.as_ref().filter(|running| running.serves(now)) else { continue };
-            if running.era() < self.cleared {
-                return Err(format!(
-                    "node {at} serves era {} after {} was acknowledged",
-                    running.era(),
-                    self.cleared
-                ));
-            }
-            if running.is_leased(now)
-                && let (Some((member, generation)), Some(map)) = (running.identity(), &newest)
-            {
-                in_office(map, member, generation)
-                    .map_err(|why| format!("node {at} serves by its lease, but {why}"))?;
-            }
-        }
-        if let Some(node) = touched.and_then(|node| self.nodes[node].running.as_ref()) {
-            node.invariants()?;
+            in_office(map, member, generation)
+                .or_else(|why| breach("B14", format!("node {at} serves by its lease, but {why}")))?;
         }
         Ok(())
     }
 
     /// Checks that no slot has moved away from blocks that nobody else was given: its primary goes only with its member, or
     /// when another replica has been offered every block that is there.
-    fn check_moves(&self, before: &ClusterMap, after: &ClusterMap) -> Result<(), String> {
+    fn check_moves(&self, before: &ClusterMap, after: &ClusterMap) -> Holds {
         for slot in Slot::all() {
             let Some(device) = before.replicas(slot).primary() else { continue };
             if after.replicas(slot).contains(device) {
                 continue;
             }
             let Some(old) = self.node_in_office(before, after, device.member) else { continue };
-            // What a clear has ended is nobody's to keep.
-            let era = after.tenants.get(&TENANT).map(|tenant| tenant.era);
             let mut blocks = old.acknowledged(slot);
-            blocks.retain(|(_, of)| Some(*of) == era);
+            // What a clear has ended is nobody's to keep.
+            let era = |block: &Block| after.tenants.get(&block.tenant).map(|tenant| tenant.era);
+            blocks.retain(|block| Some(block.era) == era(block));
             // Who has crashed since it was given the blocks has lost them, which nobody knows yet.
             let new = after.replicas(slot).0.iter().map(|to| self.node_in_office(after, after, to.member));
             let Some(new) = new.collect::<Option<Vec<_>>>() else { continue };
-            let is_kept = |block: &(BlockKey, Era)| new.iter().any(|node| node.was_offered(block));
-            if let Some((key, era)) = blocks.iter().find(|block| !is_kept(block)) {
-                return Err(format!(
-                    "slot {slot} was moved from {device} in epoch {}, and nobody was given {key} of era {era}",
-                    after.epoch
-                ));
+            let is_kept = |block: &Block| new.iter().any(|node| node.was_offered(block));
+            if let Some(block) = blocks.iter().find(|block| !is_kept(block)) {
+                let epoch = after.epoch;
+                return breach(
+                    "B15",
+                    format!(
+                        "slot {slot} was moved from {device} in epoch {epoch}, and nobody was given {block:?}"
+                    ),
+                );
             }
         }
         Ok(())
@@ -102,14 +152,15 @@ impl World {
         (running.identity() == Some((member, then.generation))).then_some(running)
     }
 
-    pub(super) fn check_liveness(&mut self) -> Result<(), String> {
-        let fail = |what: &str| Err(format!("seed {}: after a quiet while {what}", self.seed));
+    pub(super) fn check_liveness(&self) -> Holds {
+        let fail = |what: &str| breach("M12", format!("after a quiet while {what}"));
         let map = self
             .coordinators
             .iter()
             .filter_map(|(machine, _)| machine.running.as_ref()?.map())
             .max_by_key(|map| map.epoch);
         let Some(map) = map else { return fail("there is no map") };
+        self.oracle.check_kept(|tenant| map.tenants.get(&tenant).map(|tenant| tenant.era))?;
         if map.members.values().any(|member| member.drains || member.cordoned) {
             // Nobody got through to end it.
             return Ok(());
@@ -128,10 +179,10 @@ impl World {
         if !map.filling.is_empty() {
             return fail(&format!("replicas of {} slots lack blocks", map.filling.len()));
         }
-        let now = self.moment();
         for (at, node) in self.nodes.iter().enumerate() {
             let Some(running) = &node.running else { return fail("a node does not run") };
-            let has_had_time = self.now - self.newest.1 > 5 * settings().heartbeat_ms;
+            let now = self.clock(PEERS as usize + at);
+            let has_had_time = self.now - self.seen.newest_at > 5 * settings().heartbeat_ms;
             if !running.is_leased(now) || (running.epoch() != map.epoch && has_had_time) {
                 let serves = running.is_leased(now);
                 let (ours, newest) = (running.epoch(), map.epoch);

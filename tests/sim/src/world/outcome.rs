@@ -25,4 +25,36 @@ pub struct Outcome {
     pub hits_alone: u64,
     /// Clears that were made and not acknowledged, as somebody might be serving.
     pub clears_waiting: u64,
+    /// Processes that did nothing for a while.
+    pub pauses: u64,
+    /// Bits of blocks that turned over.
+    pub rotten: u64,
+    /// Copies between tiers that failed.
+    pub failed_copies: u64,
+    /// Coordinators' disks that were lost.
+    pub disks_lost: u64,
+    /// Devices that died.
+    pub devices_lost: u64,
+}
+
+impl Outcome {
+    /// Adds up what two came to.
+    pub fn add(&mut self, other: &Outcome) {
+        self.trace ^= other.trace;
+        self.events += other.events;
+        self.leaders += other.leaders;
+        self.hits += other.hits;
+        self.clears += other.clears;
+        self.given += other.given;
+        self.crashes += other.crashes;
+        self.balanced += other.balanced;
+        self.outages += other.outages;
+        self.hits_alone += other.hits_alone;
+        self.clears_waiting += other.clears_waiting;
+        self.pauses += other.pauses;
+        self.rotten += other.rotten;
+        self.failed_copies += other.failed_copies;
+        self.disks_lost += other.disks_lost;
+        self.devices_lost += other.devices_lost;
+    }
 }

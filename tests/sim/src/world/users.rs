@@ -1,148 +1,127 @@
-//! Clients that store, read and clear, and the trouble that befalls everybody.
+//! Clients that store, read, clear, empty nodes and follow what happens.
 
-use super::{Asker, Event, Host, KEYS, NODES, QUIET_MS, TROUBLE_MS, What, World, content, key};
+use super::{Asker, AtNode, CLIENT, COPY_LIMIT_MS, Event, Host, QUIET_MS, TROUBLE_MS, What, World};
+use crate::block::{Block, LENGTH, PREFIXES, slot_of};
+use crate::breach::Holds;
 use crate::coordinator::PEERS;
-use crate::node::{Gift, TENANT};
+use crate::node::Gift;
 use kvhive_protocol::control::{Command, Proposal};
-use kvhive_protocol::{BlockKey, Epoch, Era, MemberId, RequestId};
+use kvhive_protocol::{Epoch, Era, MemberId, TenantId};
+
+/// The tenants whose clients there are: the cluster's first, and one that a client makes.
+const TENANTS: u64 = 2;
 
 impl World {
-    pub(super) fn store(&mut self, to: Host, key: BlockKey, era: Era) -> Option<Host> {
-        let now = self.moment();
-        let running = self.nodes[to].running.as_mut()?;
-        let stored = running.store_from_client(now, key, era, content(&key, era));
-        let Some((others, needed)) = stored else { return Some(to) };
-        others.iter().for_each(|other| running.may_miss(key.slot(), *other));
-        let start = self.nodes[to].starts;
+    /// A block comes from a client; other replicas are told of it.
+    pub(super) fn store(&mut self, node: usize, block: Block, word: u64) -> Holds {
+        let now = self.clock(PEERS as usize + node);
+        self.next += 1;
+        let store = self.next;
+        let Some(running) = &mut self.nodes[node].running else { return Ok(()) };
+        let others = running.store_from_client(now, store, block, word)?;
+        let start = self.nodes[node].starts;
+        if !others.is_empty() {
+            self.at_node(COPY_LIMIT_MS, node, AtNode::CopyLimit { store });
+        }
         for other in others {
-            if let Some(target) = self.node_of(other) {
-                let source = (needed == Some(other)).then_some((to, start));
-                let (from, host) = (PEERS as usize + to, PEERS as usize + target);
-                self.send(from, host, || Event::Copy { to: target, key, era, source });
-            }
+            let Some(target) = self.node_of(other.member) else { continue };
+            let (from, to, theirs) =
+                (PEERS as usize + node, PEERS as usize + target, self.nodes[target].starts);
+            let copy = AtNode::Copy { block, word, source: (node, start, store) };
+            self.send(from, to, || Event::Node(target, theirs, copy.clone()));
         }
-        Some(to)
-    }
-
-    /// A copy of a block arrives; `source` acknowledges the block then.
-    pub(super) fn copy(
-        &mut self,
-        to: Host,
-        key: BlockKey,
-        era: Era,
-        source: Option<(Host, u64)>,
-    ) -> Option<Host> {
-        let now = self.moment();
-        let running = self.nodes[to].running.as_mut()?;
-        if running.be_given(now, &[(key, era, content(&key, era))])
-            && let Some((source, start)) = source
-            && self.nodes[source].starts == start
-            && let Some(source) = &mut self.nodes[source].running
-        {
-            source.is_sure(&(key, era));
-        }
-        Some(to)
+        Ok(())
     }
 
     /// Sends what a node gives away.
-    pub(super) fn give_blocks(&mut self, from: Host, gift: Option<Gift>) {
+    pub(super) fn give_blocks(&mut self, node: usize, gift: Option<Gift>) {
         let Some(Gift { round, target, blocks }) = gift else { return };
         let Some(to) = self.node_of(target) else { return };
-        let start = self.nodes[from].starts;
-        self.send(PEERS as usize + from, PEERS as usize + to, || Event::Give {
-            from,
-            start,
-            to,
-            round,
-            blocks: blocks.clone(),
-        });
+        let source = (node, self.nodes[node].starts, round);
+        let theirs = self.nodes[to].starts;
+        let give = AtNode::Give { source, blocks };
+        self.send(PEERS as usize + node, PEERS as usize + to, || Event::Node(to, theirs, give.clone()));
     }
 
-    pub(super) fn be_given(
-        &mut self,
-        from: Host,
-        start: u64,
-        to: Host,
-        round: u64,
-        blocks: Vec<(BlockKey, Era)>,
-    ) -> Option<Host> {
-        let now = self.moment();
-        let running = self.nodes[to].running.as_mut()?;
-        let blocks: Vec<_> = blocks.iter().map(|(key, era)| (*key, *era, content(key, *era))).collect();
-        if running.be_given(now, &blocks) {
-            self.outcome.given += blocks.len() as u64;
-            self.send(PEERS as usize + to, PEERS as usize + from, || Event::Given { to: from, start, round });
+    pub(super) fn client(&mut self) -> Holds {
+        self.at(15, Event::Client);
+        let to = self.random.below(PEERS) as usize;
+        if let (Some(coordinator), true) = (&self.coordinators[to].0.running, self.reaches(CLIENT, to)) {
+            let page = coordinator.registry.events(self.oracle.heard(), 8);
+            self.oracle.hears(&page)?;
         }
-        Some(to)
-    }
-
-    pub(super) fn fetch(&mut self, to: Host, key: BlockKey, oldest: Era) -> Option<Host> {
-        let now = self.moment();
-        let running = self.nodes[to].running.as_mut()?;
-        let is_alone = !running.is_leased(now);
-        if let Some(bytes) = running.fetch(now, key) {
-            self.outcome.hits += 1;
-            self.outcome.hits_alone += u64::from(is_alone);
-            let era = Era(bytes & 0xFFFF);
-            assert_eq!(bytes, content(&key, era), "seed {}: another block's bytes", self.seed);
-            assert!(
-                era >= oldest,
-                "seed {}: a block of era {era} after era {oldest} was acknowledged",
-                self.seed
-            );
-        }
-        Some(to)
-    }
-
-    pub(super) fn client(&mut self) {
-        let host = PEERS as usize + NODES;
-        let (key, to) = (key(self.random.below(KEYS)), self.random.below(PEERS) as usize);
         match self.random.below(40) {
             // The last map must have time to reach everybody before it is looked for.
-            0 if self.now < TROUBLE_MS + QUIET_MS - 2000 => {
-                // One that was not acknowledged is asked for again, or another one is.
-                let again = self.last_clear.take().filter(|_| self.random.one_in(2));
-                let request = RequestId { client: 9, sequence: self.outcome.events };
-                let command = Command::ClearTenant { tenant: TENANT };
-                let proposal = again.unwrap_or(Proposal { request, command });
-                self.last_clear = Some(proposal.clone());
-                self.ask(host, to, Asker::Clear, &What::Submit(proposal));
-            }
-            1 => self.drain(host, to),
+            0 if self.now < TROUBLE_MS + QUIET_MS - 2000 && self.random.one_in(2) => self.clear(to),
+            1 => self.drain(to),
             2..=5 => {
                 let have = self.map.as_ref().map_or(Epoch(0), |map| map.epoch);
-                self.ask(host, to, Asker::Map, &What::Map(have));
+                let floor = self.oracle.told();
+                self.ask(CLIENT, to, Asker::Map { floor, have }, What::Map(have));
             }
-            choice => {
-                if let Some(map) = self.map.clone() {
-                    let replicas = &map.replicas(key.slot()).0;
-                    let is_store = choice % 2 == 0;
-                    // Any replica may be asked, and the primary be told.
-                    let at = if is_store { 0 } else { self.random.below(2) as usize };
-                    let Some(device) = replicas.get(at).or(replicas.first()) else {
-                        return self.at(15, Event::Client);
-                    };
-                    if let Some(node) = self.node_of(device.member) {
-                        let era = map.tenants.get(&TENANT).map_or(Era(0), |tenant| tenant.era);
-                        let oldest = self.cleared;
-                        self.send(host, PEERS as usize + node, || {
-                            if is_store {
-                                Event::Store { to: node, key, era }
-                            } else {
-                                Event::Fetch { to: node, key, oldest }
-                            }
-                        });
-                    }
-                }
+            6 if self.map.as_ref().is_some_and(|map| map.tenants.len() == 1) => {
+                let (name, secret) = ("second".into(), [2; 32]);
+                let command = Command::CreateTenant { name, secret, rules: Default::default() };
+                self.submit(to, command);
             }
+            choice => self.use_blocks(choice % 2 == 0),
         }
-        self.at(15, Event::Client);
+        Ok(())
+    }
+
+    fn reaches(&self, from: Host, to: Host) -> bool {
+        !self.cut.contains(&(from, to)) && !self.cut.contains(&(to, from)) && !self.paused.contains_key(&to)
+    }
+
+    fn tenant(&mut self) -> TenantId {
+        TenantId(1 + self.random.below(TENANTS) as u32)
+    }
+
+    /// A clear is asked for: again, if one was not acknowledged, or another.
+    fn clear(&mut self, to: Host) {
+        let again = self.last_clear.take().filter(|_| self.random.one_in(2));
+        let (tenant, request) = (self.tenant(), self.request(9));
+        let proposal = again.unwrap_or(Proposal { request, command: Command::ClearTenant { tenant } });
+        let Some(tenant) = proposal.command.ends_blocks_of() else { return };
+        self.last_clear = Some(proposal.clone());
+        self.oracle.sends(proposal.request);
+        let asker = Asker::Clear { request: proposal.request, tenant };
+        self.ask(CLIENT, to, asker, What::Submit(proposal));
+    }
+
+    fn submit(&mut self, to: Host, command: Command) {
+        let request = self.request(9);
+        self.oracle.sends(request);
+        self.ask(CLIENT, to, Asker::Other(request), What::Submit(Proposal { request, command }));
+    }
+
+    /// Stores a block where its primary is, or reads a prefix of any replica.
+    fn use_blocks(&mut self, is_store: bool) {
+        let (prefix, at) = (self.random.below(PREFIXES), self.random.below(LENGTH));
+        let (tenant, writing, replica) = (self.tenant(), self.random.word(), self.random.below(2) as usize);
+        let Some(map) = &self.map else { return };
+        let number = prefix * LENGTH + at;
+        let replicas = &map.replicas(slot_of(number)).0;
+        let replica = if is_store { 0 } else { replica };
+        let Some(device) = replicas.get(replica).or(replicas.first()) else { return };
+        let era = map.tenants.get(&tenant).map_or(Era(0), |tenant| tenant.era);
+        let Some(node) = self.node_of(device.member) else { return };
+        let block = Block { tenant, number, era };
+        let what = match is_store {
+            true => AtNode::Store { block, word: block.word(writing) },
+            false => {
+                let numbers = (prefix * LENGTH..(prefix + 1) * LENGTH).collect();
+                AtNode::Fetch { tenant, numbers, oldest: self.oracle.oldest(tenant) }
+            }
+        };
+        let start = self.nodes[node].starts;
+        self.send(CLIENT, PEERS as usize + node, || Event::Node(node, start, what.clone()));
     }
 
     /// Now and then somebody has a node emptied or cordoned, or thinks better of it; when all is quiet nobody does.
-    fn drain(&mut self, host: Host, to: Host) {
+    fn drain(&mut self, to: Host) {
         let Some(map) = &self.map else { return };
-        let is_quiet = self.now > 1000 + TROUBLE_MS;
+        let is_quiet = self.is_quiet();
         let members: Vec<MemberId> = match is_quiet {
             true => {
                 map.members.iter().filter(|(_, one)| one.drains || one.cordoned).map(|(id, _)| *id).collect()
@@ -162,48 +141,6 @@ impl World {
             true => Command::SetCordon { member, cordoned: begins },
             false => Command::SetDrains { member, drains: begins },
         };
-        let request = RequestId { client: 9, sequence: self.outcome.events };
-        let proposal = Proposal { request, command };
-        self.ask(host, to, Asker::Map, &What::Submit(proposal));
-    }
-
-    pub(super) fn trouble(&mut self) {
-        let hosts = PEERS as usize + NODES;
-        match self.random.below(12) {
-            0 => {
-                let host = self.random.below(PEERS) as usize;
-                self.outcome.crashes += u64::from(self.coordinators[host].0.running.take().is_some());
-            }
-            1 | 2 => {
-                let node = self.random.below(NODES as u64) as usize;
-                self.outcome.crashes += u64::from(self.nodes[node].running.take().is_some());
-            }
-            3..=5 => self.start_all(),
-            6 | 7 => {
-                // Cut one host off, in one direction or both.
-                let (host, ways) = (self.random.below(hosts as u64) as usize, self.random.below(3));
-                for other in 0..=hosts {
-                    if ways != 1 {
-                        self.cut.insert((host, other));
-                    }
-                    if ways != 2 {
-                        self.cut.insert((other, host));
-                    }
-                }
-            }
-            8..=10 => self.cut.clear(),
-            // A majority of the coordinators is gone, for longer than leases last, or than those by which nodes serve.
-            _ if self.now >= self.outage_until && self.random.one_in(2) => {
-                self.outage_until = self.now + 1200 + self.random.below(3000);
-                self.outcome.outages += 1;
-                let stays = self.random.below(PEERS) as usize;
-                for host in (0..PEERS as usize).filter(|host| *host != stays) {
-                    self.outcome.crashes += u64::from(self.coordinators[host].0.running.take().is_some());
-                }
-            }
-            _ => {}
-        }
-        let pause = 50 + self.random.below(400);
-        self.at(pause, Event::Trouble);
+        self.submit(to, command);
     }
 }

@@ -1,0 +1,108 @@
+//! Every planted bug is noticed. Only where bugs can be planted: `scripts/test planted`.
+#![cfg(feature = "planted")]
+
+use kvhive_planted::{Bug, plant};
+use kvhive_sim::{Broken, World, shrink};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+/// A bug that so many seeds do not show is a hole in what is checked.
+const SEEDS: u64 = 500;
+
+fn seeds() -> u64 {
+    let text = std::env::var("KVHIVE_PLANTED_SEEDS").ok();
+    text.map_or(SEEDS, |text| text.parse().expect("KVHIVE_PLANTED_SEEDS is a number"))
+}
+
+/// How a bug was noticed.
+struct Noticed {
+    seeds: u64,
+    took: Duration,
+    how: How,
+}
+
+enum How {
+    /// A rule of the simulator's did not hold.
+    Rule(Broken),
+    /// A machine has stopped at what it asserts of itself.
+    Assertion(String),
+}
+
+/// Runs seeds with a bug planted until one shows it.
+fn hunt(bug: Bug) -> Option<Noticed> {
+    let begun = Instant::now();
+    plant(Some(bug));
+    let how = (1..=seeds()).find_map(|seed| {
+        let how = match catch_unwind(AssertUnwindSafe(|| World::run(seed))) {
+            Ok(Ok(_)) => return None,
+            Ok(Err(broken)) => How::Rule(broken),
+            Err(panic) => How::Assertion(words(&*panic)),
+        };
+        Some((seed, how))
+    });
+    plant(None);
+    how.map(|(seeds, how)| Noticed { seeds, took: begun.elapsed(), how })
+}
+
+fn words(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked").to_owned()
+}
+
+/// Returns the bugs to plant: all, or those that are named.
+fn wanted() -> Vec<Bug> {
+    let Ok(text) = std::env::var("KVHIVE_PLANTED") else { return Bug::ALL.to_vec() };
+    let find = |name: &str| Bug::ALL.iter().copied().find(|bug| format!("{bug:?}") == name);
+    text.split(',').map(|name| find(name).unwrap_or_else(|| panic!("there is no bug {name}"))).collect()
+}
+
+/// Says in a line how a bug was noticed.
+fn tell(bug: Bug, noticed: Option<&Noticed>) {
+    let (name, breaks) = (format!("{bug:?}"), bug.breaks());
+    let Some(Noticed { seeds, took, how }) = noticed else {
+        return println!("{name:24} {breaks:6} nothing in {} seeds", seeds());
+    };
+    let (rule, what) = match &how {
+        How::Rule(broken) => (broken.rule, broken.what.as_str()),
+        How::Assertion(what) => ("assertion", what.lines().next().unwrap_or_default()),
+    };
+    println!("{name:24} {breaks:6} {rule:10} {seeds:5} {:6.1}  {what}", took.as_secs_f64());
+}
+
+#[test]
+fn every_planted_bug_is_noticed() {
+    let (bugs, next, missed) = (wanted(), AtomicUsize::new(0), Mutex::new(Vec::new()));
+    // What panics is told in its line.
+    std::panic::set_hook(Box::new(|_| {}));
+    println!("{:24} {:6} {:10} {:>5} {:>6}  what was noticed", "bug", "breaks", "noticed by", "seeds", "s");
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                while let Some(bug) = bugs.get(next.fetch_add(1, Relaxed)).copied() {
+                    let noticed = hunt(bug);
+                    tell(bug, noticed.as_ref());
+                    match noticed.map(|noticed| noticed.how) {
+                        None => missed.lock().expect("no hunter panicked").push(bug),
+                        Some(How::Rule(broken)) if bugs.len() == 1 => {
+                            plant(Some(bug));
+                            println!("{}", shrink(broken).1);
+                        }
+                        Some(_) => {}
+                    }
+                }
+            });
+        }
+    });
+    drop(std::panic::take_hook());
+    let missed = missed.into_inner().expect("no hunter panicked");
+    assert!(missed.is_empty(), "not noticed: {missed:?}");
+}
+
+#[test]
+fn without_a_bug_the_same_build_breaks_nothing() {
+    for seed in 1..=3 {
+        World::run(seed).unwrap_or_else(|broken| panic!("{broken}"));
+    }
+}
