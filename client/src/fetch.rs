@@ -111,7 +111,13 @@ impl NamespaceClient {
                 break;
             }
         }
-        let outcomes = targets.into_outcomes();
+        let mut outcomes = targets.into_outcomes();
+        let map = self.shared().map();
+        for (at, outcome) in range.zip(&mut outcomes) {
+            if *outcome == FetchOutcome::Missed(MissReason::Absent) && rounds.was_spared(&map, prefix, at) {
+                *outcome = FetchOutcome::Missed(MissReason::Unreachable);
+            }
+        }
         let payload = |outcome: &FetchOutcome| match outcome {
             FetchOutcome::Loaded(loaded) => loaded.stored_bytes,
             FetchOutcome::Missed(_) => 0,

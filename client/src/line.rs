@@ -4,6 +4,7 @@
 use crate::call::answer_limits;
 use crate::client::Shared;
 use crate::pool::Lease;
+use crate::queue::Work;
 use crate::stats::count;
 use kvhive_protocol::data::{DataReply, DataRequest};
 use kvhive_protocol::frame::{FrameLimits, Kind};
@@ -70,13 +71,14 @@ impl<'a> Line<'a> {
         shared: &'a Arc<Shared>,
         map: &'a ClusterMap,
         device: DeviceId,
+        work: Work,
         trace: Option<TraceContext>,
         deadline: Instant,
     ) -> Result<Line<'a>, Fault> {
         let owner = map.owner(device).ok_or(Fault::Refused(WireError::WrongDevice { device }))?;
         let address = &owner.data_address;
         let presence = Presence::new(shared, device, owner.generation);
-        let lease = shared.pool.take_in_time(address, deadline).await?;
+        let lease = shared.pool.take_in_time(address, work, deadline).await?;
         let asked = VecDeque::new();
         Ok(Line { shared, address, lease, asked, has_answered: false, deadline, trace, presence })
     }
@@ -206,7 +208,7 @@ impl Shared {
     ) -> Result<Option<DataReply>, Fault> {
         let limit = deadline.saturating_duration_since(Instant::now());
         let exchange = async {
-            let mut line = Line::open(self, map, device, trace, deadline).await?;
+            let mut line = Line::open(self, map, device, Work::Words, trace, deadline).await?;
             loop {
                 if line.connection().level() < level {
                     line.close();

@@ -1,7 +1,7 @@
 //! Connections to nodes, kept per address and bounded. An address that cannot be dialled is left alone for a while, so
 //! that a dead member costs its callers one refusal and not one dial each.
 
-use crate::queue::Queue;
+use crate::queue::{Left, Queue, Work};
 use kvhive_wire::{Connection, Fault, Identity};
 use std::collections::HashMap;
 use std::io;
@@ -48,6 +48,7 @@ pub struct Lease {
     address: Arc<Address>,
     was_idle: bool,
     since: Instant,
+    work: Work,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -55,12 +56,12 @@ pub struct Lease {
 struct Waiting<'a> {
     pool: &'a Pool,
     address: &'a Address,
-    has_place: bool,
+    as_it_left: Left,
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        lock(&self.address.state).queue.leave(self.pool.begun.elapsed(), self.has_place);
+        lock(&self.address.state).queue.leave(self.pool.begun.elapsed(), self.as_it_left);
     }
 }
 
@@ -92,7 +93,7 @@ impl Pool {
     pub async fn take(&self, address: &str, deadline: Instant) -> Result<Lease, Fault> {
         let known = self.known(address);
         let permit = permit(&known, deadline).await?;
-        self.lease(address, known, permit, deadline).await
+        self.lease(address, known, permit, Work::Blocks, deadline).await
     }
 
     /// As [`Pool::take`], for what somebody can do without: [`Fault::Overloaded`] at once where all connections are taken and none would be
@@ -100,22 +101,27 @@ impl Pool {
     ///
     /// # Errors
     /// As [`Pool::take`], and that.
-    pub async fn take_in_time(&self, address: &str, deadline: Instant) -> Result<Lease, Fault> {
+    pub(crate) async fn take_in_time(
+        &self,
+        address: &str,
+        work: Work,
+        deadline: Instant,
+    ) -> Result<Lease, Fault> {
         let known = self.known(address);
         let permit = match known.permits.clone().try_acquire_owned() {
             Ok(permit) => permit,
             Err(_) => {
                 let left = deadline.saturating_duration_since(Instant::now());
-                let patience =
-                    lock(&known.state).queue.enter(self.begun.elapsed(), left).ok_or(Fault::Overloaded)?;
-                let mut waiting = Waiting { pool: self, address: &known, has_place: false };
-                let permit =
-                    permit(&known, Instant::now() + patience).await.map_err(|_| Fault::Overloaded)?;
-                waiting.has_place = true;
-                permit
+                let entered = lock(&known.state).queue.enter(self.begun.elapsed(), work, left);
+                let patience = entered.ok_or(Fault::Overloaded)?;
+                // Who is cancelled was not late.
+                let mut waiting = Waiting { pool: self, address: &known, as_it_left: Left::Gone };
+                let permit = permit(&known, Instant::now() + patience).await;
+                waiting.as_it_left = if permit.is_ok() { Left::ForAPlace } else { Left::Late(left) };
+                permit.map_err(|_| Fault::Overloaded)?
             }
         };
-        self.lease(address, known, permit, deadline).await
+        self.lease(address, known, permit, work, deadline).await
     }
 
     async fn lease(
@@ -123,6 +129,7 @@ impl Pool {
         address: &str,
         known: Arc<Address>,
         permit: OwnedSemaphorePermit,
+        work: Work,
         deadline: Instant,
     ) -> Result<Lease, Fault> {
         loop {
@@ -130,10 +137,11 @@ impl Pool {
             match idle {
                 Some(connection) if connection.is_idle() => {
                     let since = Instant::now();
-                    return Ok(Lease { connection, address: known, was_idle: true, since, _permit: permit });
+                    let was_idle = true;
+                    return Ok(Lease { connection, address: known, was_idle, since, work, _permit: permit });
                 }
                 Some(_) => {}
-                None => return self.dial(address, known, permit, deadline).await,
+                None => return self.dial(address, known, permit, work, deadline).await,
             }
         }
     }
@@ -158,7 +166,7 @@ impl Pool {
         let known = self.known(address);
         let permit = permit(&known, deadline).await?;
         lock(&known.state).idle.clear();
-        self.dial(address, known, permit, deadline).await
+        self.dial(address, known, permit, Work::Blocks, deadline).await
     }
 
     async fn dial(
@@ -166,11 +174,12 @@ impl Pool {
         address: &str,
         known: Arc<Address>,
         permit: OwnedSemaphorePermit,
+        work: Work,
         deadline: Instant,
     ) -> Result<Lease, Fault> {
         let since = Instant::now();
         let connection = self.connect(address, &known, deadline).await?;
-        Ok(Lease { connection, address: known, was_idle: false, since, _permit: permit })
+        Ok(Lease { connection, address: known, was_idle: false, since, work, _permit: permit })
     }
 
     async fn connect(&self, address: &str, known: &Address, deadline: Instant) -> Result<Connection, Fault> {
@@ -243,7 +252,7 @@ impl Lease {
     pub fn give_back(self) {
         if self.connection.is_idle() {
             let mut state = lock(&self.address.state);
-            state.queue.took(self.since.elapsed());
+            state.queue.took(self.work, self.since.elapsed());
             state.idle.push(self.connection);
         }
     }

@@ -9,26 +9,64 @@
 
 use std::time::Duration;
 
-/// So many transfers say what they take on average.
+/// So many say what is usual.
 const REMEMBERED: f64 = 8.0;
 /// So long one may wait though others go without.
 const SHORT: f64 = 0.005;
 /// Or so many transfers' time, where that is more.
 const SHORT_TRANSFERS: f64 = 2.0;
+/// Who had this share of the time that others have, and was late, is not late by having little time.
+const USUAL_SHARE: f64 = 0.8;
 /// For so long nobody waits longer, at first.
 const LEAST_WHILE: f64 = 5.0;
 /// And at most.
 const MOST_WHILE: f64 = 40.0;
+
+/// What a connection is wanted for: how long it will be taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Work {
+    /// A question and an answer.
+    Words,
+    /// Blocks, either way.
+    Blocks,
+}
+
+/// How somebody waits no more.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Left {
+    /// There is a place.
+    ForAPlace,
+    /// The time is up: so much there was.
+    Late(Duration),
+    /// Nobody waits for what it would do.
+    Gone,
+}
+
+/// A mean of the last few, in seconds; 0 while there is none.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+struct Mean {
+    seconds: f64,
+    of: f64,
+}
+
+impl Mean {
+    fn add(&mut self, seconds: f64) {
+        self.of = (self.of + 1.0).min(REMEMBERED);
+        self.seconds += (seconds - self.seconds) / self.of;
+    }
+}
 
 /// Those who wait for one of a few places.
 #[derive(Clone, PartialEq, Debug)]
 pub(crate) struct Queue {
     places: usize,
     waiting: usize,
-    /// How long a place is taken on average, in seconds; 0 while nothing is known.
-    takes: f64,
-    /// Transfers that say so, up to [`REMEMBERED`].
-    seen: f64,
+    /// How long a place is taken, whatever for.
+    takes: Mean,
+    /// The same by [`Work`].
+    takes_for: [Mean; 2],
+    /// How much time those have that begin to wait.
+    has: Mean,
     /// Until when nobody waits long, in seconds: somebody had to go without.
     overrun_until: Option<f64>,
     /// For how long that is.
@@ -39,51 +77,61 @@ pub(crate) struct Queue {
 
 impl Queue {
     pub(crate) fn new(places: usize) -> Queue {
-        let places = places.max(1);
-        let (overrun_until, period, too_soon) = (None, LEAST_WHILE, 0.0);
-        Queue { places, waiting: 0, takes: 0.0, seen: 0.0, overrun_until, period, too_soon }
+        let none = Mean::default();
+        Queue {
+            places: places.max(1),
+            waiting: 0,
+            takes: none,
+            takes_for: [none; 2],
+            has: none,
+            overrun_until: None,
+            period: LEAST_WHILE,
+            too_soon: 0.0,
+        }
     }
 
     /// Begins to wait, with so much time left: no place is free. Returns how long that makes sense; none where it makes none.
-    pub(crate) fn enter(&mut self, now: Duration, left: Duration) -> Option<Duration> {
+    pub(crate) fn enter(&mut self, now: Duration, work: Work, left: Duration) -> Option<Duration> {
         let (now, left) = (now.as_secs_f64(), left.as_secs_f64());
         if self.overrun_until.is_some_and(|until| until <= now) {
             self.overrun_until = None;
             // As long as it takes until the next one is late.
             self.too_soon = now + self.period + left;
         }
-        let spare = left - self.takes;
+        let takes = self.takes.seconds;
+        let spare = left - self.takes_for[work as usize].seconds;
         let is_overrun = self.overrun_until.is_some();
-        let allowed = if is_overrun { spare.min(SHORT.max(SHORT_TRANSFERS * self.takes)) } else { spare };
-        let expected = self.takes * (self.waiting + 1) as f64 / self.places as f64;
+        let allowed = if is_overrun { spare.min(SHORT.max(SHORT_TRANSFERS * takes)) } else { spare };
+        let expected = takes * (self.waiting + 1) as f64 / self.places as f64;
         if allowed <= 0.0 || expected > allowed {
-            if self.waiting > 0 {
-                self.is_overrun(now);
-            }
+            self.went_without(now, left);
             return None;
         }
         self.waiting += 1;
+        self.has.add(left);
         Some(Duration::from_secs_f64(allowed))
     }
 
-    /// Waits no more: there is a place, or the time is up.
-    pub(crate) fn leave(&mut self, now: Duration, has_place: bool) {
+    /// Waits no more.
+    pub(crate) fn leave(&mut self, now: Duration, how: Left) {
         self.waiting = self.waiting.saturating_sub(1);
         if self.waiting == 0 {
             self.overrun_until = None;
-        } else if !has_place {
-            self.is_overrun(now.as_secs_f64());
+        } else if let Left::Late(had) = how {
+            self.went_without(now.as_secs_f64(), had.as_secs_f64());
         }
     }
 
-    /// Gives a place back after a transfer that went well.
-    pub(crate) fn took(&mut self, time: Duration) {
-        self.seen = (self.seen + 1.0).min(REMEMBERED);
-        self.takes += (time.as_secs_f64() - self.takes) / self.seen;
+    /// Gives a place back after something that went well.
+    pub(crate) fn took(&mut self, work: Work, time: Duration) {
+        self.takes.add(time.as_secs_f64());
+        self.takes_for[work as usize].add(time.as_secs_f64());
     }
 
-    fn is_overrun(&mut self, now: f64) {
-        if self.overrun_until.is_some() {
+    /// Somebody goes without who had so much time. Where others wait and have no more themselves, there is too much to do.
+    fn went_without(&mut self, now: f64, had: f64) {
+        let is_alone = self.waiting == 0 || had < USUAL_SHARE * self.has.seconds;
+        if is_alone || self.overrun_until.is_some() {
             return;
         }
         self.period = if now < self.too_soon { (2.0 * self.period).min(MOST_WHILE) } else { LEAST_WHILE };
@@ -93,6 +141,7 @@ impl Queue {
 
 #[cfg(test)]
 mod tests {
+    use super::Work::{Blocks, Words};
     use super::*;
     use std::collections::VecDeque;
 
@@ -100,7 +149,7 @@ mod tests {
 
     fn usually(takes: Duration) -> Queue {
         let mut queue = Queue::new(4);
-        queue.took(takes);
+        queue.took(Blocks, takes);
         queue
     }
 
@@ -109,22 +158,22 @@ mod tests {
         let mut queue = usually(10 * MS);
         // The last of them waits for twenty transfers of 10 ms at four places, and takes 10 ms itself.
         for _ in 0..20 {
-            assert!(queue.enter(MS, 61 * MS).is_some());
+            assert!(queue.enter(MS, Blocks, 61 * MS).is_some());
         }
-        assert_eq!(queue.enter(MS, 61 * MS), None);
+        assert_eq!(queue.enter(MS, Blocks, 61 * MS), None);
     }
 
     #[test]
     fn who_could_not_be_served_in_time_is_told_at_once() {
         let mut queue = usually(100 * MS);
-        assert_eq!(queue.enter(MS, 90 * MS), None, "its own transfer takes longer");
-        assert_eq!(queue.enter(MS, 200 * MS), Some(100 * MS), "nobody waited: that was no overload");
+        assert_eq!(queue.enter(MS, Blocks, 90 * MS), None, "its own transfer takes longer");
+        assert_eq!(queue.enter(MS, Blocks, 200 * MS), Some(100 * MS), "nobody waited: that was no overload");
     }
 
     /// One that is overrun, with this many who wait.
     fn overrun(queue: &mut Queue, now: Duration) -> usize {
         let mut waiting = 0;
-        while queue.enter(now, 101 * MS).is_some() {
+        while queue.enter(now, Blocks, 101 * MS).is_some() {
             waiting += 1;
         }
         waiting
@@ -136,23 +185,23 @@ mod tests {
         let waiting = overrun(&mut queue, MS);
         assert_eq!(waiting, 400);
         for left in (1..waiting).rev() {
-            queue.leave(2 * MS, true);
-            let entered = queue.enter(2 * MS, 1000 * MS);
+            queue.leave(2 * MS, Left::ForAPlace);
+            let entered = queue.enter(2 * MS, Blocks, 1000 * MS);
             assert_eq!(entered, (left < 20).then_some(5 * MS), "{left}");
             if entered.is_some() {
-                queue.leave(2 * MS, true);
+                queue.leave(2 * MS, Left::ForAPlace);
             }
         }
-        queue.leave(2 * MS, true);
-        assert_eq!(queue.enter(2 * MS, 1000 * MS), Some(999 * MS));
+        queue.leave(2 * MS, Left::ForAPlace);
+        assert_eq!(queue.enter(2 * MS, Blocks, 1000 * MS), Some(999 * MS));
     }
 
     #[test]
     fn one_whose_time_is_up_is_one_who_went_without() {
         let mut queue = usually(MS);
-        assert!((0..2).all(|_| queue.enter(MS, 1000 * MS).is_some()));
-        queue.leave(MS, false);
-        assert_eq!(queue.enter(MS, 1000 * MS), Some(5 * MS));
+        assert!((0..2).all(|_| queue.enter(MS, Blocks, 1000 * MS).is_some()));
+        queue.leave(MS, Left::Late(1000 * MS));
+        assert_eq!(queue.enter(MS, Blocks, 1000 * MS), Some(5 * MS));
     }
 
     #[test]
@@ -163,23 +212,50 @@ mod tests {
             // Somebody waits all the time.
             overrun(&mut queue, now);
             while queue.waiting > 10 {
-                queue.leave(now, true);
+                queue.leave(now, Left::ForAPlace);
             }
-            assert_eq!(queue.enter(now + (period - 1) * MS, 1000 * MS), Some(5 * MS), "{period}");
-            queue.leave(now, true);
+            assert_eq!(queue.enter(now + (period - 1) * MS, Blocks, 1000 * MS), Some(5 * MS), "{period}");
+            queue.leave(now, Left::ForAPlace);
             now += (period + 1) * MS;
-            assert_eq!(queue.enter(now, 1000 * MS), Some(999 * MS), "{period}");
+            assert_eq!(queue.enter(now, Blocks, 1000 * MS), Some(999 * MS), "{period}");
         }
         now += 60_000 * MS;
         overrun(&mut queue, now);
         queue.waiting = 10;
-        assert_eq!(queue.enter(now + 5001 * MS, 1000 * MS), Some(999 * MS), "that was long ago");
+        assert_eq!(queue.enter(now + 5001 * MS, Blocks, 1000 * MS), Some(999 * MS), "that was long ago");
+    }
+
+    #[test]
+    fn who_has_less_time_than_the_others_goes_without_alone() {
+        let mut queue = usually(100 * MS);
+        assert!((0..3).all(|_| queue.enter(MS, Blocks, 5000 * MS).is_some()));
+        assert_eq!(queue.enter(MS, Blocks, 50 * MS), None);
+        assert_eq!(queue.enter(MS, Blocks, 5000 * MS), Some(4900 * MS));
+        assert_eq!(queue.enter(MS, Blocks, 260 * MS), Some(160 * MS));
+        queue.leave(120 * MS, Left::Late(260 * MS));
+        assert_eq!(queue.enter(120 * MS, Blocks, 5000 * MS), Some(4900 * MS));
+    }
+
+    #[test]
+    fn one_whose_wait_was_cancelled_was_not_late() {
+        let mut queue = usually(MS);
+        assert!((0..2).all(|_| queue.enter(MS, Blocks, 1000 * MS).is_some()));
+        queue.leave(MS, Left::Gone);
+        assert_eq!(queue.enter(MS, Blocks, 1000 * MS), Some(999 * MS));
+    }
+
+    #[test]
+    fn words_need_less_time_than_blocks() {
+        let mut queue = usually(200 * MS);
+        queue.took(Words, MS);
+        assert_eq!(queue.enter(MS, Blocks, 150 * MS), None);
+        assert_eq!(queue.enter(MS, Words, 150 * MS), Some(149 * MS));
     }
 
     #[test]
     fn of_a_node_that_nothing_is_known_of_everybody_waits() {
         let mut queue = Queue::new(1);
-        assert!((0..1000).all(|_| queue.enter(MS, 5000 * MS) == Some(5000 * MS)));
+        assert!((0..1000).all(|_| queue.enter(MS, Blocks, 5000 * MS) == Some(5000 * MS)));
     }
 
     /// Serves arrivals at this many times what four places serve, for 400 deadlines; returns how many were served in time, of how many
@@ -195,7 +271,7 @@ mod tests {
         let serve = |queue: &mut Queue, free_at: &mut [f64; 4], came: f64, begins: f64| {
             let place = free_at.iter_mut().min_by(|one, other| one.total_cmp(other)).expect("four");
             *place = begins + takes_ms;
-            queue.took(at(takes_ms));
+            queue.took(Blocks, at(takes_ms));
             u32::from(begins + takes_ms - came <= deadline_ms)
         };
         while now < end {
@@ -206,7 +282,8 @@ mod tests {
                     break;
                 }
                 waiting.pop_front();
-                queue.leave(at(free.min(until)), free <= until);
+                let how = if free <= until { Left::ForAPlace } else { Left::Late(at(deadline_ms)) };
+                queue.leave(at(free.min(until)), how);
                 if free <= until {
                     good += serve(&mut queue, &mut free_at, came, free.max(came));
                     if came > end / 2.0 {
@@ -217,7 +294,7 @@ mod tests {
             }
             if free_at.iter().any(|free| *free <= now) {
                 good += serve(&mut queue, &mut free_at, now, now);
-            } else if let Some(wait) = queue.enter(at(now), at(deadline_ms)) {
+            } else if let Some(wait) = queue.enter(at(now), Blocks, at(deadline_ms)) {
                 waiting.push_back((now, now + wait.as_secs_f64() * 1e3));
             }
             now += every;

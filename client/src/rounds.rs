@@ -18,6 +18,8 @@ pub(crate) struct Rounds<'a> {
     pub(crate) deadline: Instant,
     /// Who is not asked again.
     pub(crate) avoid: Vec<DeviceId>,
+    /// Those of them who were not asked, or not again, because of what they have to do.
+    spared: Vec<DeviceId>,
     backoff: Backoff,
     looked_again: bool,
     is_first: bool,
@@ -35,6 +37,7 @@ impl<'a> Rounds<'a> {
             shared,
             deadline,
             avoid: Vec::new(),
+            spared: Vec::new(),
             backoff: Backoff::new(),
             looked_again: false,
             is_first: true,
@@ -92,11 +95,13 @@ impl<'a> Rounds<'a> {
                 Verdict::Wait => wait = true,
                 Verdict::Elsewhere | Verdict::GiveUp => self.avoid.push(*device),
                 Verdict::Spare => {
-                    self.looked_again = true;
+                    self.spared.push(*device);
                     self.avoid.push(*device);
                 }
             }
         }
+        // Their blocks are where they are.
+        self.looked_again |= failed.iter().all(|(device, _)| self.spared.contains(device));
         if let Some(epoch) = wanted
             && !self.shared.refresh_to(map.epoch, epoch, self.deadline).await
         {
@@ -104,6 +109,14 @@ impl<'a> Rounds<'a> {
             self.avoid.extend(outdated);
         }
         (!wait || self.backoff.wait(self.deadline).await) && Instant::now() < self.deadline
+    }
+}
+
+impl Rounds<'_> {
+    /// Says whether one of those who may have block `at` was spared: that others lack it says nothing then.
+    pub(crate) fn was_spared(&self, map: &ClusterMap, prefix: &Prefix, at: usize) -> bool {
+        let (slot, _) = segment_at(map, prefix, at, &[]);
+        map.replicas(slot).0.iter().any(|device| self.spared.contains(device))
     }
 }
 

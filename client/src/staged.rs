@@ -7,6 +7,7 @@ use crate::fetch::{Loaded, run_all, senseless};
 use crate::line::Line;
 use crate::namespace::NamespaceClient;
 use crate::prefix::Prefix;
+use crate::queue::Work;
 use crate::route::{Job, plan, primary, split};
 use crate::stages::StageLease;
 use crate::stats::count;
@@ -242,7 +243,8 @@ impl NamespaceClient {
         // Of what was asked twice one may go on still, whatever the other is answered.
         let mut is_repeated = false;
         let exchange = async {
-            let mut line = Line::open(shared, over.map, device, over.trace, over.deadline).await?;
+            let mut line =
+                Line::open(shared, over.map, device, Work::Blocks, over.trace, over.deadline).await?;
             if line.connection().level() < Level::DAYS {
                 line.close();
                 return Err(senseless("it knows no stages"));
@@ -279,7 +281,7 @@ impl NamespaceClient {
                 match fault {
                     Fault::Refused(WireError::NotCarried { .. }) => over.lease.is_of_no_use_to(device),
                     // It has not begun.
-                    Fault::Refused(_) if !is_repeated => using.end(),
+                    Fault::Refused(_) | Fault::Overloaded if !is_repeated => using.end(),
                     _ => {}
                 }
                 None

@@ -7,6 +7,7 @@ use crate::fetch::{BYTES_PER_TRANSFER, blocks_per_transfer, run_all, senseless};
 use crate::line::{Line, WINDOW};
 use crate::namespace::NamespaceClient;
 use crate::prefix::Prefix;
+use crate::queue::Work;
 use crate::retry::Backoff;
 use crate::route::{Job, plan, primary, split};
 use crate::stats::count;
@@ -230,7 +231,8 @@ impl NamespaceClient {
         let mut progress = Progress { left: VecDeque::from(parts), ..Progress::default() };
         let limit = deadline.saturating_duration_since(Instant::now());
         let exchange = async {
-            let mut line = Line::open(self.shared(), map, device, source.trace, deadline).await?;
+            let mut line =
+                Line::open(self.shared(), map, device, Work::Blocks, source.trace, deadline).await?;
             loop {
                 match self.store_over(&mut line, map, source, &mut progress).await {
                     Err(fault) if !matches!(fault, Fault::Refused(_)) => line.revive(fault).await?,

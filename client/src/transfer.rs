@@ -6,6 +6,7 @@ use crate::line::{Line, WINDOW};
 use crate::look::{self, Bytes};
 use crate::namespace::NamespaceClient;
 use crate::prefix::Prefix;
+use crate::queue::Work;
 use crate::rounds::Read;
 use crate::route::{Job, split};
 use crate::stats::count;
@@ -44,7 +45,8 @@ impl NamespaceClient {
             if is_worth_it {
                 opened = self.shared().windows_of(read.map, device, read.trace, read.deadline).await;
             }
-            let mut line = Line::open(self.shared(), read.map, device, read.trace, read.deadline).await?;
+            let mut line =
+                Line::open(self.shared(), read.map, device, Work::Blocks, read.trace, read.deadline).await?;
             loop {
                 match self.fetch_over(&mut line, read, &mut left, begun, (targets, &mut opened)).await {
                     Err(fault) if !matches!(fault, Fault::Refused(_)) => line.revive(fault).await?,

@@ -4,29 +4,31 @@ use crate::same_again;
 use kvhive_consensus::fuzz;
 
 /// A raft message, by a peer that stands anywhere.
-pub(crate) fn message(bytes: &[u8]) {
-    fuzz::message(bytes);
+pub(crate) fn message(bytes: &[u8]) -> bool {
+    fuzz::message(bytes)
 }
 
 /// The messages of one frame.
-pub(crate) fn frame(bytes: &[u8]) {
-    same_again(bytes, kvhive_coordinator::fuzz::raft_frame);
+pub(crate) fn frame(bytes: &[u8]) -> bool {
+    same_again(bytes, kvhive_coordinator::fuzz::raft_frame)
 }
 
 /// What is not raft's own: words of who stands where, hard states, changes of the group, groups before snapshots, seats.
-pub(crate) fn words(bytes: &[u8]) {
+pub(crate) fn words(bytes: &[u8]) -> bool {
+    const HARD_STATES: u8 = 1;
+    if let Some((which, state)) = bytes.split_first()
+        && which % 5 == HARD_STATES
+    {
+        return fuzz::hard_state(state);
+    }
     same_again(bytes, |bytes| {
         let (which, bytes) = bytes.split_first()?;
         let read = match which % 5 {
             0 => fuzz::word,
-            1 => {
-                fuzz::hard_state(bytes);
-                return None;
-            }
             2 => fuzz::group_change,
             3 => fuzz::group,
             _ => kvhive_coordinator::fuzz::seat,
         };
         Some([&[*which], read(bytes)?.as_slice()].concat())
-    });
+    })
 }

@@ -324,7 +324,7 @@ impl Links {
             Some((nccl, state))
         });
         let Some((nccl, state)) = state else {
-            return parcels.iter().map(|_| Err(NotCarried::Pair(Why::NoWorker))).collect();
+            return parcels.iter().map(|_| Err(NotCarried::Pair(Why::Without))).collect();
         };
         // That it is wanted is told in any case: else none is made.
         let stands = matches!(state, PairState::Ready | PairState::Busy);

@@ -122,7 +122,7 @@ impl Nccl {
     ) -> Vec<Result<DataReply, NotCarried>> {
         match parcels.first().and_then(|parcel| self.hand(parcel.source)) {
             Some(hand) => hand.carry(parcels, blocks, deadline).await,
-            None => parcels.iter().map(|_| Err(NotCarried::Pair(Why::NoWorker))).collect(),
+            None => parcels.iter().map(|_| Err(NotCarried::Pair(Why::Without))).collect(),
         }
     }
 
