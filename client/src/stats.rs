@@ -22,7 +22,7 @@ pub struct ClientStats {
     pub stale_epochs: u64,
     /// Requests repeated elsewhere or later because a device could not be reached or had no lease.
     pub failovers: u64,
-    /// Requests repeated because a node was busy.
+    /// Requests that a node was too busy for, repeated or not.
     pub busy: u64,
     /// Requests that were not made, as all connections to a node were taken and none would have been free in time.
     pub shed: u64,

@@ -4,17 +4,17 @@ use crate::same_again;
 use kvhive_consensus::fuzz;
 
 /// A raft message, by a peer that stands anywhere.
-pub(crate) fn message(bytes: &[u8]) {
-    same_again(bytes, fuzz::message);
+pub(crate) fn message(bytes: &[u8]) -> bool {
+    same_again(bytes, fuzz::message)
 }
 
 /// The messages of one frame.
-pub(crate) fn frame(bytes: &[u8]) {
-    same_again(bytes, kvhive_coordinator::fuzz::raft_frame);
+pub(crate) fn frame(bytes: &[u8]) -> bool {
+    same_again(bytes, kvhive_coordinator::fuzz::raft_frame)
 }
 
 /// What is not raft's own: words of who stands where, hard states, changes of the group, groups before snapshots, seats.
-pub(crate) fn words(bytes: &[u8]) {
+pub(crate) fn words(bytes: &[u8]) -> bool {
     same_again(bytes, |bytes| {
         let (which, bytes) = bytes.split_first()?;
         let read = match which % 5 {
@@ -25,5 +25,5 @@ pub(crate) fn words(bytes: &[u8]) {
             _ => kvhive_coordinator::fuzz::seat,
         };
         Some([&[*which], read(bytes)?.as_slice()].concat())
-    });
+    })
 }

@@ -13,6 +13,8 @@ mod trace_format;
 mod traces;
 mod wire;
 
+use xxhash_rust::xxh3::xxh3_64;
+
 /// A decoder.
 pub struct Target {
     /// What it is called, and its folder of the corpus.
@@ -23,12 +25,15 @@ pub struct Target {
     pub bytes_for_each: usize,
     /// Bytes that it may hold beside that, whatever its input.
     pub bytes_beside: usize,
-    run: fn(&[u8]),
+    run: fn(&[u8]) -> bool,
 }
 
 /// What is set aside for lengths that are only announced: bincode takes one text or run of bytes at its word up to the 16 MiB that a
 /// message may have, lists up to a mebibyte each; protobuf up to 10 MB. It is not touched before the bytes are there, and goes at once.
 const AT_ITS_WORD: usize = 32 << 20;
+
+/// The state of any cluster is longer than what others begin with: it names the replicas of every slot.
+const A_STATE: usize = 64 << 10;
 
 /// All of them.
 pub const TARGETS: &[Target] = &[
@@ -52,8 +57,20 @@ pub const TARGETS: &[Target] = &[
     Target { run: group::words, bytes_beside: AT_ITS_WORD, ..Target::of("raft_words") },
     Target { run: disk::log_record, bytes_for_each: 64, ..Target::of("log_record") },
     Target { run: disk::log_segment, bytes_for_each: 64, max_bytes: 16 << 10, ..Target::of("log_segment") },
-    Target { run: disk::state, bytes_for_each: 256, bytes_beside: AT_ITS_WORD, ..Target::of("state") },
-    Target { run: disk::backup, bytes_for_each: 256, bytes_beside: AT_ITS_WORD, ..Target::of("backup") },
+    Target {
+        run: disk::state,
+        max_bytes: A_STATE,
+        bytes_for_each: 256,
+        bytes_beside: AT_ITS_WORD,
+        ..Target::of("state")
+    },
+    Target {
+        run: disk::backup,
+        max_bytes: A_STATE,
+        bytes_for_each: 256,
+        bytes_beside: AT_ITS_WORD,
+        ..Target::of("backup")
+    },
     Target { run: disk::disk_record, ..Target::of("disk_record") },
     Target { run: disk::snapshot_block, max_bytes: 256, ..Target::of("snapshot_block") },
     Target { run: disk::snapshot_manifest, bytes_for_each: 256, ..Target::of("snapshot_manifest") },
@@ -65,23 +82,25 @@ pub const TARGETS: &[Target] = &[
 
 impl Target {
     const fn of(name: &'static str) -> Target {
-        Target { name, max_bytes: 4096, bytes_for_each: 32, bytes_beside: 64 << 10, run: |_| {} }
+        Target { name, max_bytes: 4096, bytes_for_each: 32, bytes_beside: 64 << 10, run: |_| false }
     }
 
-    /// Has it read `bytes`.
+    /// Has it read `bytes`; returns whether they were read as something.
     ///
     /// # Panics
     /// When it does not do as is told above.
-    pub fn check(&self, bytes: &[u8]) {
+    pub fn check(&self, bytes: &[u8]) -> bool {
         let bytes = &bytes[..bytes.len().min(self.max_bytes)];
         let most = self.bytes_beside + self.bytes_for_each * bytes.len();
-        let held = allocation_counter::measure(|| (self.run)(bytes)).bytes_max;
+        let mut is_read = false;
+        let held = allocation_counter::measure(|| is_read = (self.run)(bytes)).bytes_max;
         assert!(
             held <= most as u64,
             "{} held {held} bytes for {}, allowed are {most}",
             self.name,
             bytes.len()
         );
+        is_read
     }
 }
 
@@ -90,11 +109,19 @@ pub fn target(name: &str) -> Option<&'static Target> {
     TARGETS.iter().find(|target| target.name == name)
 }
 
-/// Checks that what was read and written is read as the same again.
-fn same_again(bytes: &[u8], again: impl Fn(&[u8]) -> Option<Vec<u8>>) {
-    let Some(once) = again(bytes) else { return };
+/// Gives what ends with the XXH3 of all before it that sum: a block's header, a state.
+fn summed(bytes: &mut [u8]) -> Option<()> {
+    let (told, sum) = bytes.split_last_chunk_mut::<8>()?;
+    *sum = xxh3_64(told).to_le_bytes();
+    Some(())
+}
+
+/// Checks that what was read and written is read as the same again; returns whether it was read.
+fn same_again(bytes: &[u8], again: impl Fn(&[u8]) -> Option<Vec<u8>>) -> bool {
+    let Some(once) = again(bytes) else { return false };
     let twice = again(&once);
     assert!(twice.as_ref() == Some(&once), "read {once:02x?}, which is read as {twice:02x?}");
+    true
 }
 
 #[cfg(test)]
@@ -104,7 +131,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "held")]
     fn a_target_that_takes_a_length_at_its_word_is_found_out() {
-        let run = |bytes: &[u8]| drop(Vec::<u8>::with_capacity(usize::from(bytes[0]) << 12));
+        let run = |bytes: &[u8]| Vec::<u8>::with_capacity(usize::from(bytes[0]) << 12).is_empty();
         Target { run, ..Target::of("trusting") }.check(&[255]);
     }
 

@@ -8,7 +8,7 @@ use std::path::Path;
 const MOST: usize = 256;
 
 /// A file. Requests that are read are those that are read again of what is written of them.
-pub(crate) fn trace(bytes: &[u8]) {
+pub(crate) fn trace(bytes: &[u8]) -> bool {
     let read = |bytes: &[u8]| -> Vec<trace_format::Request> {
         let requests = trace_format::read(Path::new("trace"), bytes);
         requests.map(|all| all.map_while(Result::ok).take(MOST).collect()).unwrap_or_default()
@@ -20,4 +20,5 @@ pub(crate) fn trace(bytes: &[u8]) {
         text.write_all(b"\n").expect("memory takes it");
     }
     assert!(read(&text) == requests, "what was read is what is written of it");
+    !requests.is_empty()
 }

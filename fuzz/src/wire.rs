@@ -1,7 +1,7 @@
 //! What is said over the wire: frames whose lengths and checksum are made good, the commands in the log, what an engine's processes
 //! and a GPU's worker are told, and blocks as they are stored.
 
-use crate::same_again;
+use crate::{same_again, summed};
 use kvhive_engines::{Order, Report};
 use kvhive_gpu::codec::{self as blocks, Codec, Element, Order as Axes, Shape};
 use kvhive_protocol::block::HEADER_BYTES;
@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 use xxhash_rust::xxh3::Xxh3Default;
 
 /// A frame: its header, and the message that its kind says.
-pub(crate) fn frame(bytes: &[u8]) {
+pub(crate) fn frame(bytes: &[u8]) -> bool {
     same_again(bytes, |bytes| {
         let (head, message) = bytes.split_first_chunk::<FRAME_HEADER_BYTES>()?;
         let head = made_good(*head, message);
@@ -34,7 +34,7 @@ pub(crate) fn frame(bytes: &[u8]) {
             Kind::ControlReply => again::<ControlReply>(&header, &head, message),
             Kind::Raft => header.verify(&head, message).ok().map(|()| bytes.to_vec()),
         }
-    });
+    })
 }
 
 /// Gives a header what is checked before the message is looked at.
@@ -65,29 +65,33 @@ fn again<T: Serialize + DeserializeOwned>(
 }
 
 /// Structs of a fixed length: a block's header, a stage that is lent.
-pub(crate) fn fixed(bytes: &[u8]) {
+pub(crate) fn fixed(bytes: &[u8]) -> bool {
     same_again(bytes, |bytes| {
         let (which, bytes) = bytes.split_first()?;
         let again = match which % 2 {
-            0 => BlockHeader::decode(bytes.first_chunk::<HEADER_BYTES>()?).ok()?.encode().to_vec(),
+            0 => {
+                let mut header = *bytes.first_chunk::<HEADER_BYTES>()?;
+                summed(&mut header)?;
+                BlockHeader::decode(&header).ok()?.encode().to_vec()
+            }
             _ => StageLoan::of_bytes(bytes.first_chunk::<STAGE_LOAN_BYTES>()?)?.to_bytes().to_vec(),
         };
         Some([&[*which], again.as_slice()].concat())
-    });
+    })
 }
 
 /// A change as the coordinators' log has it, and what is checked of it before it is agreed on.
-pub(crate) fn proposal(bytes: &[u8]) {
+pub(crate) fn proposal(bytes: &[u8]) -> bool {
     same_again(bytes, |bytes| {
         let read: Proposal = codec::decode(bytes).ok()?;
         // Whatever it says of it: it says something.
         let _ = kvhive_control::check_command(&read.command);
         codec::encode(&read).ok()
-    });
+    })
 }
 
 /// What an engine's scheduler and its workers tell each other.
-pub(crate) fn orders(bytes: &[u8]) {
+pub(crate) fn orders(bytes: &[u8]) -> bool {
     same_again(bytes, |bytes| {
         let (which, bytes) = bytes.split_first()?;
         let again = match which % 2 {
@@ -95,18 +99,18 @@ pub(crate) fn orders(bytes: &[u8]) {
             _ => kvhive_engines::encode(&kvhive_engines::decode::<Report>(bytes).ok()?),
         };
         Some([&[*which], again.ok()?.as_slice()].concat())
-    });
+    })
 }
 
 /// What a node and a GPU's worker tell each other.
-pub(crate) fn gpu_worker(bytes: &[u8]) {
-    same_again(bytes, kvhive_gpu::worker::fuzz_messages);
+pub(crate) fn gpu_worker(bytes: &[u8]) -> bool {
+    same_again(bytes, kvhive_gpu::worker::fuzz_messages)
 }
 
 /// A block's stored bytes, of any codec and small shape: what can be decoded can be encoded and decoded to the same where the codec is
 /// exact, and is decoded to the same every time.
-pub(crate) fn block_codec(bytes: &[u8]) {
-    let Some((about, stored)) = bytes.split_first_chunk::<6>() else { return };
+pub(crate) fn block_codec(bytes: &[u8]) -> bool {
+    let Some((about, stored)) = bytes.split_first_chunk::<6>() else { return false };
     let [codec, kind, layers, heads, dim, tokens] = about.map(u32::from);
     let codec = Codec::ALL[codec as usize % Codec::ALL.len()];
     let shape = match kind % 8 {
@@ -120,10 +124,10 @@ pub(crate) fn block_codec(bytes: &[u8]) {
             order: [Axes::LayersFirst, Axes::KvFirst, Axes::Packed][layers as usize / 3 % 3],
         },
     };
-    let Some(raw_bytes) = shape.raw_bytes() else { return };
+    let Some(raw_bytes) = shape.raw_bytes() else { return false };
     let mut raw = vec![0; raw_bytes as usize];
     if blocks::decode(codec, &shape, stored, &mut raw).is_err() {
-        return;
+        return false;
     }
     let mut second = vec![0xFF; raw_bytes as usize];
     blocks::decode(codec, &shape, stored, &mut second).expect("it was decoded before");
@@ -134,4 +138,5 @@ pub(crate) fn block_codec(bytes: &[u8]) {
         blocks::decode(codec, &shape, &encoded, &mut second).expect("it was encoded");
         assert!(raw == second, "an exact codec gives back what it was given");
     }
+    true
 }

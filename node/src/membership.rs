@@ -252,9 +252,13 @@ impl Membership {
 /// Destroys the disk's keys of eras that have ended, however long the disk takes: an erasure that was not done is not confirmed.
 async fn destroy_ended(keys: &Arc<Keyring>, epoch: Epoch) {
     let mut pauses = DESTROY_PAUSE;
-    while keys.has_ended_keys() {
-        let at_work = keys.clone();
-        let destroyed = tokio::task::spawn_blocking(move || at_work.destroy_ended()).await;
+    loop {
+        let (at_work, turn) = (keys.clone(), keys.turn().await);
+        let destroying = move || {
+            let _turn = turn;
+            at_work.destroy_ended()
+        };
+        let destroyed = tokio::task::spawn_blocking(destroying).await;
         let error = match destroyed {
             Ok(Ok(())) => return,
             Ok(Err(error)) => error,
@@ -262,7 +266,7 @@ async fn destroy_ended(keys: &Arc<Keyring>, epoch: Epoch) {
         };
         error!(
             %error, %epoch, folder = %keys.folder().display(),
-            "cannot destroy the disk's keys of tenants or eras that are no more; until it is done this node confirms no map"
+            "cannot destroy the disk's keys of tenants or eras that are no more; until it is done this node confirms no map, and when its lease has run out it sends no heartbeats"
         );
         tokio::time::sleep(pauses).await;
         pauses = (pauses * 2).min(MAX_DESTROY_PAUSE);

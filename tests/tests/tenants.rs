@@ -205,7 +205,7 @@ fn what_a_deleted_tenant_has_left_on_disk_is_noise() {
     assert_eq!(keys(&node), 1);
     assert!(!holds(&node, &tensor(0)[..64]), "what an engine computed stands on disk as it is");
 
-    let records = node.join("device-0").join("records-16384");
+    let records = node.join("device-0").join("sealed-16384");
     let kept = fs::read(&records).expect("readable");
     cluster.json(&["tenants", "delete", "acme"]).expect("nobody serves its blocks");
     assert_eq!(keys(&node), 0, "answered is what has been done");

@@ -26,7 +26,10 @@ pub(super) fn files(dir: &Path, node: &str) -> Vec<(PathBuf, u64)> {
     for device in std::fs::read_dir(dir.join("data").join(node)).into_iter().flatten().flatten() {
         for file in std::fs::read_dir(device.path()).into_iter().flatten().flatten() {
             let name = file.file_name();
-            let frame = name.to_str().and_then(|name| name.strip_prefix("records-")?.parse().ok());
+            let name = name.to_str().unwrap_or_default();
+            // Encrypted, or plain.
+            let bytes = name.strip_prefix("sealed-").or_else(|| name.strip_prefix("records-"));
+            let frame = bytes.and_then(|bytes| bytes.parse().ok());
             found.extend(frame.map(|frame: u64| (file.path(), frame)));
         }
     }

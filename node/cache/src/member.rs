@@ -5,7 +5,8 @@
 //! no coordinator answers, blocks are not worse for it. Both count from when a heartbeat was **sent**, on a clock that goes on
 //! while the machine sleeps; the grantor counts from when it was received and waits longer (Gray and Cheriton, "Leases", 1989). A
 //! newer map that comes with a heartbeat's answer must be adopted by everything that serves before the renewed leases count: so a
-//! clear or a move that the coordinators have acknowledged is known to every member that serves.
+//! clear or a move that the coordinators have acknowledged is known to every member that serves. Who cannot adopt one for a whole
+//! lease sends no heartbeats until it has: it is declared down, and others take over.
 
 use kvhive_planted::{Bug, is};
 use kvhive_protocol::data::Run;
@@ -126,6 +127,8 @@ pub struct Member {
     /// The newest map heard of.
     map: Option<Arc<ClusterMap>>,
     adopted: Epoch,
+    /// Since when a newer map than the adopted one waits, without any being adopted.
+    behind_since: Option<Moment>,
     tenancy: Tenancy,
     /// Renewed leases that count once the map they came with is adopted.
     pending: Option<(Epoch, Tenancy)>,
@@ -143,6 +146,7 @@ impl Member {
             state: State::Outside,
             map: None,
             adopted: Epoch(0),
+            behind_since: None,
             tenancy: Tenancy::NONE,
             pending: None,
             asking: false,
@@ -160,9 +164,9 @@ impl Member {
                 self.failures = 0;
                 self.next_ask = now;
                 self.state = State::Inside { member, generation };
-                self.learn(map, effects);
+                self.learn(now, map, effects);
             }
-            MemberEvent::Beat { sent, map } => self.on_beat(sent, map, effects),
+            MemberEvent::Beat { sent, map } => self.on_beat(now, sent, map, effects),
             MemberEvent::Failed => {
                 self.asking = false;
                 self.failures = self.failures.saturating_add(1);
@@ -185,15 +189,29 @@ impl Member {
             }
             MemberEvent::Adopted { cluster, .. } if self.cluster() != Some(cluster) => {}
             MemberEvent::Adopted { epoch, .. } => {
-                self.adopted = self.adopted.max(epoch);
+                if epoch > self.adopted {
+                    self.adopted = epoch;
+                    let is_behind = self.map.as_ref().is_some_and(|map| map.epoch > epoch);
+                    self.behind_since = is_behind.then_some(now);
+                }
                 if let Some((_, tenancy)) = self.pending.take_if(|(wanted, _)| *wanted <= epoch) {
                     self.set(tenancy, effects);
                 }
             }
         }
-        if !self.asking && self.next_ask <= now {
+        if !self.asking && self.next_ask <= now && !self.is_stuck(now) {
             self.ask(now, effects);
         }
+    }
+
+    /// Says whether it has taken over no map for a whole lease, although there is a newer one: its lease has run out by that, and its
+    /// heartbeats would only keep the coordinators from giving its slots to others. It is silent until it has taken one over.
+    fn is_stuck(&self, now: Moment) -> bool {
+        let (State::Inside { .. }, Some(since), Some(map)) = (self.state, self.behind_since, &self.map)
+        else {
+            return false;
+        };
+        since + Duration::from_millis(map.settings.lease_ms) <= now
     }
 
     fn ask(&mut self, now: Moment, effects: &mut Vec<MemberEffect>) {
@@ -211,14 +229,20 @@ impl Member {
         self.map.as_ref().map(|map| map.cluster)
     }
 
-    fn on_beat(&mut self, sent: Moment, map: Option<Arc<ClusterMap>>, effects: &mut Vec<MemberEffect>) {
+    fn on_beat(
+        &mut self,
+        now: Moment,
+        sent: Moment,
+        map: Option<Arc<ClusterMap>>,
+        effects: &mut Vec<MemberEffect>,
+    ) {
         self.asking = false;
         self.failures = 0;
         if self.state == State::Outside {
             return;
         }
         if let Some(map) = map {
-            self.learn(map, effects);
+            self.learn(now, map, effects);
         }
         let Some(map) = &self.map else { return };
         let tenancy = Tenancy::from(sent, &map.settings);
@@ -229,15 +253,16 @@ impl Member {
         }
     }
 
-    fn learn(&mut self, map: Arc<ClusterMap>, effects: &mut Vec<MemberEffect>) {
+    fn learn(&mut self, now: Moment, map: Arc<ClusterMap>, effects: &mut Vec<MemberEffect>) {
         if self.cluster().is_some_and(|known| known != map.cluster) {
             // Coordinators that were made anew count epochs from one; nothing of before is true any more.
-            (self.map, self.adopted, self.pending) = (None, Epoch(0), None);
+            (self.map, self.adopted, self.pending, self.behind_since) = (None, Epoch(0), None, None);
             self.set(Tenancy::NONE, effects);
         }
         // An epoch never goes back, whichever coordinator answered.
         if self.map.as_ref().is_none_or(|known| known.epoch < map.epoch) {
             self.map = Some(map.clone());
+            self.behind_since.get_or_insert(now);
             effects.push(MemberEffect::Adopt { map });
         }
     }

@@ -96,6 +96,29 @@ fn a_renewed_lease_waits_for_the_map_it_came_with() {
 }
 
 #[test]
+fn who_takes_over_no_map_for_a_lease_is_silent_until_it_has() {
+    let adopted = |epoch| MemberEvent::Adopted { cluster: ClusterId(1), epoch: Epoch(epoch) };
+    let beat = |sent, map| MemberEvent::Beat { sent: at(sent), map };
+    let mut member = Member::new(MemberTuning::default());
+    step(&mut member, 0, registered(4));
+    step(&mut member, 1, adopted(4));
+    step(&mut member, 10, beat(0, Some(map(5))));
+    // A newer map that comes meanwhile does not begin the wait anew; one that is taken over does.
+    assert_eq!(step(&mut member, 1000, MemberEvent::Tick), [heartbeat(4)]);
+    assert_eq!(step(&mut member, 1010, beat(1000, Some(map(6)))), [MemberEffect::Adopt { map: map(6) }]);
+    step(&mut member, 1500, adopted(5));
+    assert_eq!(step(&mut member, 3499, beat(1500, None)), [heartbeat(5)]);
+    assert_eq!(step(&mut member, 3500, MemberEvent::Failed), []);
+    assert_eq!(step(&mut member, 60_000, MemberEvent::Tick), []);
+    assert!(!member.may_serve(at(60_000)));
+    let effects = step(&mut member, 60_001, adopted(6));
+    assert_eq!(effects.last(), Some(&heartbeat(6)));
+    // It was declared down meanwhile.
+    let effects = step(&mut member, 60_002, MemberEvent::Fenced);
+    assert_eq!(effects.last(), Some(&MemberEffect::Register));
+}
+
+#[test]
 fn a_fenced_member_serves_nothing_and_registers_anew() {
     let mut member = Member::new(MemberTuning::default());
     step(&mut member, 0, registered(4));

@@ -38,10 +38,27 @@ impl Form {
             Form::Sealed => "kvhive disk tier 2 sealed\n",
         }
     }
+
+    /// Returns what names of record files begin with. A version that knows no forms finds no encrypted record, and what it writes is not
+    /// taken for one.
+    const fn prefix(self) -> &'static str {
+        match self {
+            Form::Plain => "records-",
+            Form::Sealed => "sealed-",
+        }
+    }
+
+    const fn other(self) -> Form {
+        match self {
+            Form::Plain => Form::Sealed,
+            Form::Sealed => Form::Plain,
+        }
+    }
 }
 
-/// Has a folder's records be of this form. Those of the other are deleted first: what is to be encrypted from now on does not stand there
-/// as it is, and what no key opens any more is of no use.
+/// Has a folder's records be of this form. Those of the other are deleted first, whatever the folder says that it has: what is to be
+/// encrypted does not stand there as it is, also where a version from before there were forms wrote it meanwhile, and what no key opens
+/// any more is of no use.
 pub(super) fn take_form(folder: &Path, wanted: Form) -> Result<(), DiskError> {
     let path = folder.join(FORM);
     let failed = |source| DiskError::Io { path: path.clone(), source };
@@ -58,11 +75,9 @@ pub(super) fn take_form(folder: &Path, wanted: Form) -> Result<(), DiskError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(failed(error)),
     };
+    delete_records(folder, wanted.other()).map_err(failed)?;
     if had == Some(wanted) {
         return Ok(());
-    }
-    if had.unwrap_or(Form::Plain) != wanted {
-        delete_records(folder).map_err(failed)?;
     }
     // Last: a process that ends before it finds no records of another form.
     let unfinished = folder.join("form.new");
@@ -79,19 +94,22 @@ pub(super) fn take_form(folder: &Path, wanted: Form) -> Result<(), DiskError> {
     sync_folder(folder).map_err(failed)
 }
 
-fn delete_records(folder: &Path) -> io::Result<()> {
+fn delete_records(folder: &Path, form: Form) -> io::Result<()> {
+    let mut deleted = false;
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with("records-") {
+        if entry.file_name().to_string_lossy().starts_with(form.prefix()) {
+            deleted = true;
             warn!(file = %entry.path().display(), "records of another form (encrypted, or not) are deleted");
             fs::remove_file(entry.path())?;
         }
     }
-    sync_folder(folder)
+    if deleted { sync_folder(folder) } else { Ok(()) }
 }
 
-fn file_name(frame_bytes: u64) -> String {
-    format!("records-{frame_bytes}")
+/// Returns the name of the file of records of a size.
+pub(super) fn file_name(form: Form, frame_bytes: u64) -> String {
+    format!("{}{frame_bytes}", form.prefix())
 }
 
 /// Makes the folder if need be and takes its lock.
@@ -114,11 +132,15 @@ pub(super) fn lock(folder: &Path, limit: Duration) -> Result<File, DiskError> {
 
 /// Opens the record files, past the page cache where the file system lets them be, and deletes those of sizes that are no
 /// more. Says whether all are past it.
-pub(super) fn open(folder: &Path, geometry: &[Geometry]) -> Result<(Vec<Arc<File>>, bool), DiskError> {
+pub(super) fn open(
+    folder: &Path,
+    form: Form,
+    geometry: &[Geometry],
+) -> Result<(Vec<Arc<File>>, bool), DiskError> {
     let mut files = Vec::with_capacity(geometry.len());
     let mut all_direct = true;
     for class in geometry {
-        let path = folder.join(file_name(class.frame_bytes));
+        let path = folder.join(file_name(form, class.frame_bytes));
         let (file, direct) =
             open_file(&path).map_err(|source| DiskError::Io { path: path.clone(), source })?;
         all_direct &= direct;
@@ -129,8 +151,8 @@ pub(super) fn open(folder: &Path, geometry: &[Geometry]) -> Result<(Vec<Arc<File
         let entry = entry.map_err(failed)?;
         let name = entry.file_name();
         let name = name.to_string_lossy();
-        let wanted = geometry.iter().any(|class| *name == *file_name(class.frame_bytes));
-        if name.starts_with("records-") && !wanted {
+        let wanted = geometry.iter().any(|class| *name == *file_name(form, class.frame_bytes));
+        if name.starts_with(form.prefix()) && !wanted {
             warn!(file = %entry.path().display(), "records of a block size that is no more are deleted");
             fs::remove_file(entry.path()).map_err(failed)?;
         }
@@ -208,29 +230,25 @@ mod tests {
     #[test]
     fn a_folder_is_of_one_form_and_what_it_had_of_the_other_is_gone() {
         let folder = tempfile::tempdir().expect("a folder");
-        let (records, form) = (folder.path().join("records-4096"), folder.path().join(FORM));
-        let put = || fs::write(&records, b"what an engine computed").expect("writable");
-        // As it was before there were forms.
-        put();
-        take_form(folder.path(), Form::Plain).expect("a folder");
-        assert!(records.exists());
-        for (wanted, stays) in
-            [(Form::Sealed, false), (Form::Sealed, true), (Form::Plain, false), (Form::Plain, true)]
-        {
+        let [plain, sealed, form] =
+            ["records-4096", "sealed-4096", FORM].map(|name| folder.path().join(name));
+        let put = || {
+            fs::write(&plain, b"what an engine computed").expect("writable");
+            fs::write(&sealed, b"noise").expect("writable");
+        };
+        let are_there = || (plain.exists(), sealed.exists());
+        // As it was before there were forms; then also where a version from that time wrote beside what is encrypted.
+        for wanted in [Form::Plain, Form::Sealed, Form::Sealed, Form::Plain, Form::Plain] {
             put();
             take_form(folder.path(), wanted).expect("a folder");
-            assert_eq!(records.exists(), stays, "{wanted:?}");
+            assert_eq!(are_there(), (wanted == Form::Plain, wanted == Form::Sealed), "{wanted:?}");
         }
-        fs::remove_file(&form).expect("a file");
-        put();
-        take_form(folder.path(), Form::Sealed).expect("a folder");
-        assert!(!records.exists(), "what was written before there were forms is plain");
         put();
         for strange in ["kvhive disk tier 3 sealed\n", "", "kvhive disk tier 2 sealed"] {
             fs::write(&form, strange).expect("writable");
             let refused = take_form(folder.path(), Form::Sealed);
             assert!(matches!(refused, Err(DiskError::Form { .. })), "{strange:?}: {refused:?}");
-            assert!(records.exists(), "what is not known is not touched");
+            assert_eq!(are_there(), (true, true), "what is not known is not touched");
         }
     }
 
@@ -242,12 +260,12 @@ mod tests {
             [(1 << 40, io::ErrorKind::StorageFull), (1 << 50, io::ErrorKind::FileTooLarge)]
         {
             let geometry = [fits, Geometry { frame_bytes, records: 1 << 20 }];
-            let (files, _) = open(folder.path(), &geometry).expect("files");
+            let (files, _) = open(folder.path(), Form::Sealed, &geometry).expect("files");
             let probe = open_probe(folder.path()).expect("a file");
             assert_eq!(prepare(&files, &geometry, &probe).map_err(|error| error.kind()), Err(kind));
             assert!(files.iter().all(|file| file.metadata().expect("a file").len() == 0));
         }
-        let (files, _) = open(folder.path(), &[fits]).expect("files");
+        let (files, _) = open(folder.path(), Form::Sealed, &[fits]).expect("files");
         let probe = open_probe(folder.path()).expect("a file");
         for _ in 0..2 {
             prepare(&files, &[fits], &probe).expect("a little room");

@@ -70,7 +70,6 @@ impl KeyFolder {
         master_file: &Path,
     ) -> Result<(KeyFolder, Vec<(KeyName, DataKey)>), DiskError> {
         let failed = |source| DiskError::Io { path: folder.to_owned(), source };
-        DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
         let files = key_files(folder).map_err(failed)?;
         let is_first = !files.iter().any(|name| !name.ends_with(UNFINISHED));
         let master = master_key(master_file, is_first)?;
@@ -201,6 +200,13 @@ impl KeyFolder {
     }
 }
 
+/// Makes the folder of data keys, for the node's user alone.
+pub(super) fn make_folder(folder: &Path) -> Result<(), DiskError> {
+    let beside = folder.parent().map_or(Ok(()), fs::create_dir_all);
+    let made = beside.and_then(|()| DirBuilder::new().recursive(true).mode(0o700).create(folder));
+    made.map_err(|source| DiskError::Io { path: folder.to_owned(), source })
+}
+
 /// Destroys every data key of a folder.
 pub(super) fn destroy_all(folder: &Path) -> io::Result<()> {
     destroy_files(folder, &key_files(folder)?, &|_| Ok(()))
@@ -215,24 +221,29 @@ fn key_files(folder: &Path) -> io::Result<Vec<String>> {
     Ok(files)
 }
 
+/// Destroys as many as it can; fails with the first that it cannot.
 fn destroy_files(folder: &Path, names: &[String], before: &dyn Fn(Step) -> io::Result<()>) -> io::Result<()> {
+    let mut outcome = Ok(());
     for name in names {
-        let path = folder.join(name);
-        let file = match OpenOptions::new().write(true).open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(error),
-        };
-        before(Step::Overwrite)?;
-        // In place: what is overwritten are the blocks that the key is in, as far as the file system has it so.
-        file.write_all_at(&[0; FILE_BYTES], 0)?;
-        before(Step::SyncOverwritten)?;
-        file.sync_all()?;
-        before(Step::Delete)?;
-        fs::remove_file(&path)?;
+        outcome = outcome.and(destroy_file(&folder.join(name), before));
     }
-    before(Step::SyncDeleted)?;
-    sync_folder(folder)
+    let synced = before(Step::SyncDeleted).and_then(|()| sync_folder(folder));
+    outcome.and(synced)
+}
+
+fn destroy_file(path: &Path, before: &dyn Fn(Step) -> io::Result<()>) -> io::Result<()> {
+    let file = match OpenOptions::new().write(true).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    before(Step::Overwrite)?;
+    // In place: what is overwritten are the blocks that the key is in, as far as the file system has it so.
+    file.write_all_at(&[0; FILE_BYTES], 0)?;
+    before(Step::SyncOverwritten)?;
+    file.sync_all()?;
+    before(Step::Delete)?;
+    fs::remove_file(path)
 }
 
 /// What a whole file has.

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::info;
 
 /// The folder of data keys, and the file of the key that encrypts them, in a node's folder.
@@ -68,6 +69,8 @@ pub(crate) struct Keyring {
     known: Mutex<Known>,
     /// Held by whoever changes files, on a thread that may wait for a disk.
     work: Mutex<()>,
+    /// Whose turn it is to wait for `work`: behind a disk that hangs stands one thread, not one for each who comes.
+    turns: Arc<Semaphore>,
     destroyed: AtomicU64,
     lock: Mutex<Option<File>>,
 }
@@ -78,6 +81,8 @@ impl Keyring {
     /// # Errors
     /// When another node uses the folder, or it or the master key cannot be used.
     pub(crate) fn open(places: &KeyPlaces, lock_limit: Duration) -> Result<Arc<Keyring>, DiskError> {
+        // Before the lock, which would make it for everybody to look into.
+        key_folder::make_folder(&places.folder)?;
         let lock = folder::lock(&places.folder, lock_limit)?;
         let (files, found) = KeyFolder::open(&places.folder, &places.master)?;
         info!(folder = %places.folder.display(), keys = found.len(), "the disk tier is encrypted");
@@ -86,6 +91,7 @@ impl Keyring {
             files,
             known: Mutex::new(Known { keys, ..Known::default() }),
             work: Mutex::new(()),
+            turns: Arc::new(Semaphore::new(1)),
             destroyed: AtomicU64::new(0),
             lock: Mutex::new(Some(lock)),
         }))
@@ -97,6 +103,17 @@ impl Keyring {
 
     fn working(&self) -> MutexGuard<'_, ()> {
         self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for the turn to change files, without a thread. It goes along to the thread that does it.
+    pub(crate) async fn turn(&self) -> OwnedSemaphorePermit {
+        self.turns.clone().acquire_owned().await.expect("nobody closes it")
+    }
+
+    /// Says whether the folder is still this node's. To be asked by who holds `work`.
+    fn check_folder(&self) -> io::Result<()> {
+        let is_locked = self.lock.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+        is_locked.then_some(()).ok_or_else(|| io::Error::other("the folder of keys was let go of"))
     }
 
     /// Returns a key that is there.
@@ -130,13 +147,18 @@ impl Keyring {
         }
         let was_ended = known.ended.contains(&name);
         drop(known);
+        self.check_folder()?;
         if was_ended {
             // What ended and is here again begins with another key: its old file is not to be taken for the new one's.
             self.files.destroy(&[name])?;
             self.known().ended.remove(&name);
         }
         let key = Arc::new(DataKey::random()?);
-        self.files.create(&name, &key)?;
+        if let Err(error) = self.files.create(&name, &key) {
+            // Its file may be there all the same.
+            self.known().ended.insert(name);
+            return Err(error);
+        }
         let mut known = self.known();
         if !may_be(&known) {
             // It ended meanwhile: whoever destroys waits for this to be done.
@@ -175,11 +197,13 @@ impl Keyring {
     }
 
     /// Says whether keys of eras that have ended are still there.
+    #[cfg(test)]
     pub(crate) fn has_ended_keys(&self) -> bool {
         !self.known().ended.is_empty()
     }
 
-    /// Destroys the keys of eras that have ended. Waits for the disk; when this returns, what was written under them is noise.
+    /// Destroys the keys of eras that have ended, also one that is being made just now. Waits for the disk; when this returns, what was
+    /// written under them is noise.
     ///
     /// # Errors
     /// When the disk does not do it: then they are still to be destroyed.
@@ -189,6 +213,7 @@ impl Keyring {
         if names.is_empty() {
             return Ok(());
         }
+        self.check_folder()?;
         self.files.destroy(&names)?;
         let mut known = self.known();
         names.iter().for_each(|name| _ = known.ended.remove(name));
@@ -197,7 +222,7 @@ impl Keyring {
         Ok(())
     }
 
-    /// Lets go of the folder, unless somebody still waits for its disk.
+    /// Lets go of the folder, unless somebody still waits for its disk. Who comes later changes nothing in it.
     pub(crate) fn close(&self) {
         if let Ok(_working) = self.work.try_lock() {
             self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();

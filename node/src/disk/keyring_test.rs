@@ -52,8 +52,10 @@ fn keys_are_made_once_found_after_a_start_and_encrypted_where_they_lie() {
         );
         assert_eq!(fs::metadata(&path).expect("a file").permissions().mode() & 0o077, 0);
     }
-    let mode = fs::metadata(folder.path().join(MASTER)).expect("a file").permissions().mode();
-    assert_eq!(mode & 0o077, 0, "{mode:o}");
+    for path in [MASTER, FOLDER] {
+        let mode = fs::metadata(folder.path().join(path)).expect("it is there").permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{path} {mode:o}");
+    }
     let ring = open(folder.path()).expect("a folder");
     let found = [1, 2].map(|tenant| ring.find(&name(tenant, 1)).map(|key| bytes(&key)));
     assert_eq!(found, keys.map(Some));
@@ -174,6 +176,60 @@ fn a_disk_that_did_not_destroy_a_key_is_asked_again() {
 }
 
 #[test]
+fn a_key_that_cannot_be_destroyed_costs_no_other_its_end() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let ring = open(folder.path()).expect("a folder");
+    go_by(&ring, 1, &[name(1, 1), name(2, 1)]);
+    for tenant in [1, 2] {
+        ring.make(name(tenant, 1)).expect("it may be");
+    }
+    let all = files(folder.path());
+    let first = folder.path().join(FOLDER).join(&all[0]);
+    fs::remove_file(&first).expect("a file");
+    fs::create_dir(&first).expect("writable");
+    go_by(&ring, 2, &[]);
+    assert!(ring.destroy_ended().is_err() && ring.has_ended_keys());
+    assert_eq!(files(folder.path()), all[..1], "the second's is gone");
+    fs::remove_dir(&first).expect("an empty folder");
+    ring.destroy_ended().expect("a disk");
+    assert_eq!((ring.has_ended_keys(), ring.count()), (false, (0, 2)));
+}
+
+#[test]
+fn a_key_whose_file_may_have_been_made_is_destroyed_with_its_era_or_before_another_is_made() {
+    for comes_back in [false, true] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let ring = open(folder.path()).expect("a folder");
+        go_by(&ring, 1, &[name(1, 1)]);
+        *ring.files.ends_before.lock().expect("whole") = Some(Step::SyncRenamed);
+        assert!(ring.make(name(1, 1)).is_err());
+        *ring.files.ends_before.lock().expect("whole") = None;
+        assert_eq!(files(folder.path()).len(), 1);
+        if comes_back {
+            let key = bytes(&ring.make(name(1, 1)).expect("it may be"));
+            ring.destroy_ended().expect("a disk");
+            drop(ring);
+            let found = open(folder.path()).expect("a folder").find(&name(1, 1)).map(|key| bytes(&key));
+            assert_eq!(found, Some(key));
+        } else {
+            go_by(&ring, 2, &[]);
+            ring.destroy_ended().expect("a disk");
+            assert!(files(folder.path()).is_empty());
+        }
+    }
+}
+
+#[tokio::test]
+async fn one_at_a_time_has_the_turn_to_change_files() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let ring = open(folder.path()).expect("a folder");
+    let turn = ring.turn().await;
+    assert!(ring.turns.clone().try_acquire_owned().is_err(), "the second waits");
+    drop(turn);
+    let _turn = ring.turn().await;
+}
+
+#[test]
 fn a_damaged_key_is_no_key_and_costs_no_other() {
     let folder = tempfile::tempdir().expect("a folder");
     let ring = open(folder.path()).expect("a folder");
@@ -274,7 +330,10 @@ fn who_encrypts_no_more_has_no_keys_left() {
     go_by(&ring, 1, &[name(1, 1)]);
     ring.make(name(1, 1)).expect("it may be");
     assert!(matches!(destroy_keys(folder.path(), Duration::ZERO), Err(DiskError::Shared { .. })));
+    go_by(&ring, 2, &[name(1, 2)]);
     ring.close();
+    assert!(ring.make(name(1, 2)).is_err() && ring.destroy_ended().is_err(), "the folder is not its own");
+    assert_eq!(files(folder.path()).len(), 1);
     destroy_keys(folder.path(), Duration::ZERO).expect("a disk");
     assert!(files(folder.path()).is_empty());
 }

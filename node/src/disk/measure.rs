@@ -1,5 +1,6 @@
 //! A disk tier by itself, without a node over it: what `kvhive bench disk` measures.
 
+use super::folder::{self, Form};
 use super::key_folder::KeyName;
 use super::{DiskError, DiskTuning, Geometry, KeyPlaces, Keyring, Mover, Place, Store};
 use crate::view::View;
@@ -53,9 +54,10 @@ impl DiskBench {
         if let Some(keys) = &keys {
             keys.go_by((ClusterId(1), Epoch(1)), BTreeSet::from([NAME]));
         }
+        let form = if encrypted { Form::Sealed } else { Form::Plain };
         let mut bench = DiskBench {
             store: Store::open(folder, &geometry, mover, view, keys, &tuning)?,
-            file: folder.join(format!("records-{block_bytes}")),
+            file: folder.join(folder::file_name(form, block_bytes)),
             blocks: Vec::with_capacity(records as usize),
             runtime: runtime.map_err(failed)?,
         };

@@ -79,8 +79,9 @@ impl Store {
         tuning: &DiskTuning,
     ) -> Result<Arc<Store>, DiskError> {
         let lock = folder::lock(folder, tuning.lock_limit)?;
-        folder::take_form(folder, if keys.is_some() { Form::Sealed } else { Form::Plain })?;
-        let (files, is_direct) = folder::open(folder, geometry)?;
+        let form = if keys.is_some() { Form::Sealed } else { Form::Plain };
+        folder::take_form(folder, form)?;
+        let (files, is_direct) = folder::open(folder, form, geometry)?;
         let probe = folder::open_probe(folder)?;
         let buffers = Buffers::new(geometry.iter().map(|class| class.frame_bytes))?;
         let class = |(file, class): (Arc<File>, &Geometry)| Class {
@@ -307,7 +308,14 @@ impl Store {
             return Ok(Some(key));
         }
         let keys = keys.clone();
-        let making = tokio::task::spawn_blocking(move || keys.make(name));
+        let making = async {
+            let turn = keys.turn().await;
+            let make = move || {
+                let _turn = turn;
+                keys.make(name)
+            };
+            tokio::task::spawn_blocking(make).await
+        };
         let made = timeout(self.patience.other, making).await;
         made.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?.map_err(io::Error::other)?.map(Some)
     }

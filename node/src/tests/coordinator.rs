@@ -19,7 +19,7 @@ use kvhive_wire::{Connection, Listening};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
 
 /// Placed nowhere, so that a request for it is misdirected.
@@ -36,8 +36,8 @@ struct Script {
     silent: bool,
     fenced: bool,
     confirmed: BTreeMap<MemberId, Epoch>,
-    /// Heartbeats so far.
-    beats: u64,
+    /// When the last heartbeat came.
+    last_beat: Instant,
     left: Vec<MemberId>,
     occupied: Vec<u8>,
     filled: Vec<(Slot, DeviceId)>,
@@ -76,7 +76,7 @@ impl FakeCoordinator {
             silent: false,
             fenced: false,
             confirmed: BTreeMap::new(),
-            beats: 0,
+            last_beat: Instant::now(),
             left: Vec::new(),
             occupied: Vec::new(),
             filled: Vec::new(),
@@ -133,9 +133,9 @@ impl FakeCoordinator {
         self.script().map.epoch
     }
 
-    /// Returns how many heartbeats it has answered.
-    pub(super) fn beats(&self) -> u64 {
-        self.script().beats
+    /// Returns for how long no heartbeat has come, answered or not.
+    pub(super) fn silence(&self) -> Duration {
+        self.script().last_beat.elapsed()
     }
 
     /// Takes all tenants off the map; returns them, and the map's epoch.
@@ -266,12 +266,12 @@ impl Script {
     }
 
     fn beat(&mut self, heartbeat: Heartbeat) -> ControlReply {
+        self.last_beat = Instant::now();
         let generation = self.map.members.get(&heartbeat.member).map(|member| member.generation);
         if self.fenced || generation != Some(heartbeat.generation) {
             return ControlReply::Fenced;
         }
         self.confirmed.insert(heartbeat.member, heartbeat.epoch);
-        self.beats += 1;
         self.tenants.clone_from(&heartbeat.devices[0].tenants);
         self.strategies.clone_from(&heartbeat.devices[0].strategies);
         self.occupied.clone_from(&heartbeat.devices[0].occupied);

@@ -102,7 +102,7 @@ pub(super) struct Records(fs::File, Vec<u8>);
 
 impl Records {
     pub(super) fn of(folder: &Path) -> Records {
-        let path = folder.join("device-0").join(format!("records-{FRAME}"));
+        let path = folder.join("device-0").join(format!("sealed-{FRAME}"));
         let bytes = fs::read(&path).expect("readable");
         Records(fs::OpenOptions::new().write(true).open(path).expect("writable"), bytes)
     }
@@ -407,7 +407,7 @@ async fn files_follow_the_configuration() {
     let before = setup(folder.path());
     let (coordinator, node) = filled(&before, &blocks(40)).await;
     ended(node).await;
-    let file = |frame: usize| folder.path().join("device-0").join(format!("records-{frame}"));
+    let file = |frame: usize| folder.path().join("device-0").join(format!("sealed-{frame}"));
     let len = |path: PathBuf| fs::metadata(path).map(|found| found.len()).ok();
     assert_eq!(len(file(FRAME)), Some(64 * RECORD));
     let smaller = Setup { disk: Some((folder.path().to_owned(), 8)), ..setup(folder.path()) };

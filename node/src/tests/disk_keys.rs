@@ -8,6 +8,7 @@ use crate::disk::Bad;
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::time::Duration;
 
 const PAGE: usize = 4096;
 
@@ -94,7 +95,7 @@ async fn a_node_that_was_away_destroys_the_key_when_it_learns_of_the_end() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_end_whose_key_cannot_be_destroyed_is_not_confirmed_until_it_is() {
+async fn an_end_whose_key_cannot_be_destroyed_is_not_confirmed_until_it_is_and_its_node_falls_silent() {
     let folder = tempfile::tempdir().expect("a folder");
     let (setup, all) = (setup(folder.path()), blocks(20));
     let (coordinator, node) = filled(&setup, &all).await;
@@ -108,13 +109,31 @@ async fn an_end_whose_key_cannot_be_destroyed_is_not_confirmed_until_it_is() {
         node.plane.view.serving().is_some_and(|serving| serving.map.epoch >= epoch)
     })
     .await;
-    let beats = coordinator.beats();
-    eventually("heartbeats go on", || coordinator.beats() >= beats + 5).await;
-    assert!(!coordinator.has_confirmed(member, epoch));
     let answer = node.ask().await.fetch(&[0]).await;
     assert!(!answer.is_ok_and(|found| found[0].is_some()), "what has ended is served no more all the same");
+    // By a heartbeat, every 20 ms, the coordinators would take it for one that is up.
+    eventually("heartbeats stop", || coordinator.silence() >= Duration::from_secs(1)).await;
+    assert!(!node.is_serving() && !coordinator.has_confirmed(member, epoch));
+    // Meanwhile it was declared down.
+    coordinator.fence();
+    let down = coordinator.epoch();
     fs::remove_dir(key).expect("an empty folder");
-    eventually("it is confirmed", || coordinator.has_confirmed(member, epoch)).await;
+    eventually("it has registered anew and confirms", || coordinator.has_confirmed(member, down.next()))
+        .await;
+    eventually("it serves", || node.is_serving()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_version_without_encryption_wrote_meanwhile_is_gone_after_the_start() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (setup, all) = (setup(folder.path()), blocks(20));
+    let (coordinator, node) = filled(&setup, &all).await;
+    ended(node).await;
+    let marker = b"what an engine computed for somebody";
+    fs::write(folder.path().join("device-0").join("records-4096"), marker).expect("writable");
+    let node = again(&setup, &coordinator).await;
+    assert!(!holds(folder.path(), marker));
+    assert!(store_of(&node).figures.restored() >= 12, "what is encrypted is still there");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -122,7 +141,7 @@ async fn a_record_that_was_changed_with_its_checksum_is_a_counted_miss() {
     let folder = tempfile::tempdir().expect("a folder");
     let (setup, all) = (setup(folder.path()), blocks(20));
     let (coordinator, node) = filled(&setup, &all).await;
-    let path = folder.path().join("device-0").join(format!("records-{}", super::disk::FRAME));
+    let path = folder.path().join("device-0").join(format!("sealed-{}", super::disk::FRAME));
     let file = fs::OpenOptions::new().read(true).write(true).open(path).expect("a file");
     // Slot, salt, what is hidden, and its tag.
     for (number, byte) in [80, 192, 216, 240].into_iter().enumerate() {

@@ -9,7 +9,9 @@ use kvhive_cache::MemberEvent;
 use kvhive_protocol::control::Proposal;
 use kvhive_protocol::{ClusterMap, Moment, Reason};
 use oracle::Oracle;
+use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 mod asks;
@@ -54,6 +56,12 @@ pub struct Muted {
     pub faults: BTreeSet<u64>,
     /// Nothing is lost, late or repeated, and no copy fails, but by a fault.
     pub weather: bool,
+}
+
+/// Returns what a panic has said.
+fn words(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked").to_owned()
 }
 
 /// A simulated cluster.
@@ -107,7 +115,10 @@ impl World {
     /// What did not hold, and when.
     pub fn run_without(seed: u64, muted: &Muted) -> Result<Outcome, Broken> {
         let mut world = World::new(seed, muted.clone());
-        let Err(Breach { rule, what }) = world.live() else { return Ok(world.outcome) };
+        // What a machine asserts of itself is a rule as well. Of a world that stopped so, only when and after what is looked at.
+        let lived = catch_unwind(AssertUnwindSafe(|| world.live()));
+        let lived = lived.unwrap_or_else(|panic| breach("assertion", words(&*panic)));
+        let Err(Breach { rule, what }) = lived else { return Ok(world.outcome) };
         Err(Broken { seed, at_ms: world.now, rule, what, faults: world.trouble.told })
     }
 

@@ -120,7 +120,7 @@ const PAIR_SEEDS: u64 = 50;
 fn every_seed_keeps_every_rule_and_comes_to_an_end() {
     let seeds = match from_environment("KVHIVE_SIM_PAIR_SEED") {
         Some(seed) => seed..seed + 1,
-        None => 1..1 + PAIR_SEEDS * from_environment("KVHIVE_SIM_SEEDS").unwrap_or(200),
+        None => 1..1 + PAIR_SEEDS * from_environment("KVHIVE_SIM_SEEDS").unwrap_or(300),
     };
     let workers = std::thread::available_parallelism().map_or(1, usize::from) as u64;
     let totals = std::sync::Mutex::new([0u64; 6]);

@@ -3,7 +3,6 @@
 
 use kvhive_planted::{Bug, plant};
 use kvhive_sim::{Broken, World, shrink};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -20,35 +19,20 @@ fn seeds() -> u64 {
 struct Noticed {
     seeds: u64,
     took: Duration,
-    how: How,
+    /// A rule of the simulator's that did not hold, or what a machine asserts of itself.
+    broken: Broken,
 }
 
-enum How {
-    /// A rule of the simulator's did not hold.
-    Rule(Broken),
-    /// A machine has stopped at what it asserts of itself.
-    Assertion(String),
-}
-
-/// Runs seeds with a bug planted until one shows it.
+/// Runs seeds with a bug planted until one shows it. One that holds no better without the bug shows something else.
 fn hunt(bug: Bug) -> Option<Noticed> {
     let begun = Instant::now();
-    plant(Some(bug));
-    let how = (1..=seeds()).find_map(|seed| {
-        let how = match catch_unwind(AssertUnwindSafe(|| World::run(seed))) {
-            Ok(Ok(_)) => return None,
-            Ok(Err(broken)) => How::Rule(broken),
-            Err(panic) => How::Assertion(words(&*panic)),
-        };
-        Some((seed, how))
+    let broken = (1..=seeds()).find_map(|seed| {
+        plant(Some(bug));
+        let broken = World::run(seed).err();
+        plant(None);
+        broken.filter(|_| World::run(seed).is_ok())
     });
-    plant(None);
-    how.map(|(seeds, how)| Noticed { seeds, took: begun.elapsed(), how })
-}
-
-fn words(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked").to_owned()
+    broken.map(|broken| Noticed { seeds: broken.seed, took: begun.elapsed(), broken })
 }
 
 /// Returns the bugs to plant: all, or those that are named.
@@ -61,13 +45,10 @@ fn wanted() -> Vec<Bug> {
 /// Says in a line how a bug was noticed.
 fn tell(bug: Bug, noticed: Option<&Noticed>) {
     let (name, breaks) = (format!("{bug:?}"), bug.breaks());
-    let Some(Noticed { seeds, took, how }) = noticed else {
+    let Some(Noticed { seeds, took, broken }) = noticed else {
         return println!("{name:24} {breaks:6} nothing in {} seeds", seeds());
     };
-    let (rule, what) = match &how {
-        How::Rule(broken) => (broken.rule, broken.what.as_str()),
-        How::Assertion(what) => ("assertion", what.lines().next().unwrap_or_default()),
-    };
+    let (rule, what) = (broken.rule, broken.what.lines().next().unwrap_or_default());
     println!("{name:24} {breaks:6} {rule:10} {seeds:5} {:6.1}  {what}", took.as_secs_f64());
 }
 
@@ -83,9 +64,9 @@ fn every_planted_bug_is_noticed() {
                 while let Some(bug) = bugs.get(next.fetch_add(1, Relaxed)).copied() {
                     let noticed = hunt(bug);
                     tell(bug, noticed.as_ref());
-                    match noticed.map(|noticed| noticed.how) {
+                    match noticed.map(|noticed| noticed.broken) {
                         None => missed.lock().expect("no hunter panicked").push(bug),
-                        Some(How::Rule(broken)) if bugs.len() == 1 => {
+                        Some(broken) if bugs.len() == 1 => {
                             plant(Some(bug));
                             println!("{}", shrink(broken).1);
                         }

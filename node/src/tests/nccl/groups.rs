@@ -1,0 +1,116 @@
+//! Blocks that go from one GPU to several at once, by NCCL's broadcast.
+
+use super::super::asker::kept;
+use super::super::{Setup, eventually};
+use super::{COPY_LIMIT, FIRST, NodeHandle, Wrong, blocks, by_nccl, in_order, tells};
+use futures_util::future::join_all;
+use kvhive_protocol::DeviceId;
+use kvhive_protocol::data::Ack;
+use kvhive_protocol::links::PairState;
+use std::time::{Duration, Instant};
+
+const ALL: &[&str] = &["node-0", "node-1", "node-2"];
+
+/// Says whether a node has a communicator over which it can send to several, and what has gone over it.
+fn to_several(node: &NodeHandle) -> Option<u64> {
+    let pairs = node.plane.replicator.links.pairs();
+    let own = pairs.iter().flat_map(|gpu| gpu.groups.iter().filter(|group| group.root == gpu.device));
+    own.filter(|group| group.state == PairState::Ready).map(|group| group.transfers).next()
+}
+
+/// Says that a node has these blocks.
+async fn has(node: &NodeHandle, numbers: std::ops::Range<u64>) {
+    let mut asker = node.ask().await;
+    asker.device = DeviceId::new(node.member().expect("it is a member"), 0);
+    let count = numbers.end - numbers.start;
+    let expected: Vec<_> = blocks(numbers.start, count).into_iter().map(|block| Some(block.bytes)).collect();
+    let found = asker.fetch(&numbers.collect::<Vec<_>>()).await;
+    assert!(found.as_ref() == Ok(&expected), "{:?}", found.map(|found| found.iter().flatten().count()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn copies_for_two_replicas_go_to_both_at_once_when_all_have_joined() {
+    let (_coordinator, nodes) = by_nccl().several(3).await;
+    let mut client = nodes[0].ask().await;
+    assert_eq!(client.store(&blocks(0, 1), Ack::All).await, Ok(vec![kept(3)]), "by TCP meanwhile");
+    eventually("all have joined", || to_several(&nodes[0]) == Some(0)).await;
+    assert_eq!(client.store(&blocks(1, 6), Ack::All).await, Ok(vec![kept(3); 6]));
+    assert_eq!(to_several(&nodes[0]), Some(1));
+    for (node, direction) in nodes.iter().zip(["sent", "received", "received"]) {
+        let done =
+            format!("nccl_transfers_total{{device=\"0\",direction=\"{direction}\",outcome=\"done\"}} 1");
+        let given_up = "nccl_groups_given_up_total{device=\"0\",reason=\"failed\"} 0";
+        for line in [
+            "nccl_groups{device=\"0\",state=\"ready\"} 1",
+            "nccl_groups_made_total{device=\"0\"} 1",
+            given_up,
+            &done,
+        ] {
+            tells(node, line).await;
+        }
+        has(node, 0..7).await;
+        node.settles("nobody reads or writes", |stats| stats.readers + stats.filling == 0).await;
+    }
+}
+
+/// Says whether all that a node has begun to make has come to something, or to nothing.
+fn has_made_up_its_mind(node: &NodeHandle) -> bool {
+    use PairState::{Aborting, Joining, Offered};
+    let reports = node.plane.replicator.links.pairs();
+    let pairs = reports.iter().flat_map(|gpu| gpu.pairs.iter().map(|pair| pair.state));
+    let groups = reports.iter().flat_map(|gpu| gpu.groups.iter().map(|group| group.state));
+    !pairs.chain(groups).any(|state| matches!(state, Offered | Joining | Aborting))
+}
+
+/// Three nodes in one of whose workers something goes wrong once, in this call after whatever it takes to come to that: each store is answered
+/// by its deadline and all have the right bytes.
+async fn goes_on_to_two(node: &'static str, call: &str, wrong: &str) {
+    let setup = Setup { wrong: Some(Wrong::at(node, wrong)), ..by_nccl() };
+    let (_coordinator, nodes) = in_order([&setup; 3]).await;
+    let mut client = nodes[0].ask().await;
+    for from in 0..5 {
+        let begun = Instant::now();
+        let stored = client.store(&blocks(from * 2, 2), Ack::All).await;
+        assert_eq!(stored, Ok(vec![kept(3); 2]), "{wrong} at {node}, batch {from}");
+        let took = begun.elapsed();
+        assert!(took <= COPY_LIMIT + Duration::from_millis(100), "{wrong} at {node}: {took:?}");
+        eventually("communicators stand, or are found to be of no use", || has_made_up_its_mind(&nodes[0]))
+            .await;
+    }
+    let planned = setup.wrong.as_ref().expect("something goes wrong");
+    eventually("what was planned has gone wrong", || planned.has_come_to(call)).await;
+    for node in &nodes {
+        has(node, 0..10).await;
+        node.settles("nobody reads or writes", |stats| stats.readers + stats.filling + stats.given_up == 0)
+            .await;
+    }
+    println!("{wrong} at {node}");
+}
+
+/// All that may go wrong in the nth call of this name at these nodes, while the first of three sends to both others.
+async fn goes_on_to_two_whatever_a_call_does(nodes: &[&'static str], before: &str, (call, nth): (&str, u32)) {
+    for how in ["fail", "hang", "die"] {
+        let wrong = format!("{before}{call}:{nth}:{how}");
+        join_all(nodes.iter().map(|node| goes_on_to_two(node, call, &wrong))).await;
+    }
+}
+
+macro_rules! calls_of_three {
+    ($($test:ident: $nodes:ident, $before:literal $call:literal $nth:literal,)+) => {$(
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $test() {
+            goes_on_to_two_whatever_a_call_does($nodes, $before, ($call, $nth)).await;
+        }
+    )+};
+}
+
+calls_of_three! {
+    stores_go_on_when_of_three_one_makes_no_id: FIRST, "" "ncclGetUniqueId" 1,
+    stores_go_on_when_of_three_one_does_not_join: ALL, "" "ncclCommInitRankConfig" 1,
+    stores_go_on_when_of_three_one_does_not_join_another: ALL, "" "ncclCommInitRankConfig" 2,
+    stores_go_on_when_of_three_one_begins_no_group: ALL, "" "ncclGroupStart" 1,
+    stores_go_on_when_of_three_one_ends_no_group: ALL, "" "ncclGroupEnd" 1,
+    stores_go_on_when_of_three_one_broadcasts_nothing: ALL, "" "ncclBroadcast" 1,
+    stores_go_on_when_of_three_one_stops_in_the_middle: ALL, "" "transfer" 1,
+    stores_go_on_when_of_three_one_aborts_nothing: ALL, "transfer:1:fail," "ncclCommAbort" 1,
+}
