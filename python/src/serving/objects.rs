@@ -118,7 +118,9 @@ impl Shared {
                 let mut into = lent.slices_mut();
                 Box::pin(self.unless_given_up(self.links.take(&names, &mut into, self.load))).await
             }
-            Use::Read => self.unless_given_up(self.links.put(&names, &lent.slices(), STORE_LIMIT)).await,
+            Use::Read => {
+                self.unless_given_up(Box::pin(self.links.put(&names, &lent.slices(), STORE_LIMIT))).await
+            }
         };
         done.resize(names.len(), false);
         // Of a store all is wanted; of a load, what there is.

@@ -114,11 +114,6 @@ pub const HELP: &[(&str, &str)] = &[
     ),
     ("kvhive_node_disk_ended_records_total", "Records found at a start that belong to nobody any more"),
     ("kvhive_node_disk_info", "1, with how the disk is read and written"),
-    ("kvhive_node_disk_late_reads_total", "Reads of the disk that did not come in time: misses"),
-    (
-        "kvhive_node_disk_open",
-        "1 where the disk tier is used, 0 where it is closed after failures until it works again",
-    ),
     (
         "kvhive_node_disk_keys",
         "Keys of the encrypted disk tiers: one for each tenant that has written there since its last clear",
@@ -126,6 +121,11 @@ pub const HELP: &[(&str, &str)] = &[
     (
         "kvhive_node_disk_keys_destroyed_total",
         "Disk keys destroyed because their tenant was deleted, cleared or given another secret",
+    ),
+    ("kvhive_node_disk_late_reads_total", "Reads of the disk that did not come in time: misses"),
+    (
+        "kvhive_node_disk_open",
+        "1 where the disk tier is used, 0 where it is closed after failures until it works again",
     ),
     ("kvhive_node_disk_probes_total", "Tries whether a closed disk works again"),
     ("kvhive_node_disk_restored_blocks_total", "Blocks found again on the disk at a start"),
