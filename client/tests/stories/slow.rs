@@ -148,7 +148,8 @@ async fn who_is_near_a_replica_reads_there_and_elsewhere_what_that_lacks() {
     let client = Client::connect(ClientConfig { near, ..cluster.config() }).await.expect("it answers");
     let text = Text::of(&client, 8);
     assert_eq!(text.covered().await, (8, 0));
-    assert_eq!(cluster.nodes[2].asked(), 0, "the primary says what is there");
+    // The primary says what is there; others are asked besides only where it is late.
+    assert!(cluster.nodes[2].asked() as u64 <= client.stats().hedges, "{:?}", client.stats());
     for _ in 0..10 {
         text.fetch_all().await;
     }
