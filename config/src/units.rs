@@ -42,8 +42,8 @@ const UNITS: [(&str, u64); 9] = [
     ("B", 1),
 ];
 
-/// The most digits of a size's number, before and after the point.
-const MAX_DIGITS: usize = 18;
+/// The most digits of a size's number, before and after the point: the largest size has as many when it is written in bytes.
+const MAX_DIGITS: usize = 20;
 
 impl FromStr for Bytes {
     type Err = SizeError;
@@ -144,6 +144,14 @@ mod tests {
     }
 
     #[test]
+    fn the_largest_size_is_read_as_it_is_written() {
+        for bytes in [u64::MAX, 2_805_000_888_888_000_000] {
+            assert_eq!(Bytes(bytes).to_string().parse(), Ok(Bytes(bytes)));
+        }
+        assert_eq!("18446744073709551616B".parse::<Bytes>(), Err(SizeError::TooLarge));
+    }
+
+    #[test]
     fn a_size_without_a_known_unit_is_refused_with_the_reason() {
         for (text, message) in [
             ("64", "a size needs a unit, such as \"64MiB\""),
@@ -154,7 +162,7 @@ mod tests {
             ("1.2.3MiB", "a size is a number and a unit, such as \"64MiB\""),
             ("0.3B", "a size must come out at whole bytes"),
             ("99999999TiB", "the size is larger than any memory"),
-            ("9999999999999999999B", "the size is larger than any memory"),
+            ("99999999999999999999B", "the size is larger than any memory"),
         ] {
             assert_eq!(text.parse::<Bytes>().unwrap_err().to_string(), message, "{text}");
         }
