@@ -185,7 +185,14 @@ impl<'a> Injector<'a> {
             Fault::FlipBits => {
                 let node = self.node(step)?;
                 let before = self.ground.bad_records(self.load, &node);
-                let flipped = rot::flip(self.ground.dir(), &node, &mut self.random, self.load, self.shared)?;
+                let (begun, dir) = (Instant::now(), self.ground.dir());
+                let mut flipped = rot::flip(dir, &node, &mut self.random, self.load, self.shared)?;
+                // Blocks come to disks when memory is full: early in a run there are none yet.
+                let has_disks = !rot::files(dir, &node).is_empty();
+                while flipped.is_empty() && has_disks && begun.elapsed() < MAX_PAUSE {
+                    self.shared.rest(AGAIN);
+                    flipped = rot::flip(dir, &node, &mut self.random, self.load, self.shared)?;
+                }
                 // Again, as each time one of the replicas is asked.
                 for _ in 0..LOOKS {
                     self.runtime.block_on(self.load.look(&flipped));
