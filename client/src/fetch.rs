@@ -53,7 +53,7 @@ pub enum MissReason {
     Absent,
     /// What arrived is not the block asked for.
     Corrupt(HeaderError),
-    /// Its device could not be reached in time, or has no lease, or there is none.
+    /// Its device could not be reached in time, or has no lease, or more to do than it serves in time, or there is none.
     Unreachable,
 }
 
