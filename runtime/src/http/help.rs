@@ -317,11 +317,11 @@ pub const HELP: &[(&str, &str)] = &[
     ),
     ("kvhive_node_tenant_evicted_blocks_total", "A tenant's blocks let go"),
     ("kvhive_node_tenant_hits_total", "Blocks that a tenant's fetches got"),
-    ("kvhive_node_tenant_matched_keys_total", "Keys that a tenant's matches asked for"),
     (
         "kvhive_node_tenant_late_requests_total",
         "A tenant's requests for blocks that would not have been done in their time, or were not",
     ),
+    ("kvhive_node_tenant_matched_keys_total", "Keys that a tenant's matches asked for"),
     (
         "kvhive_node_tenant_misses_total",
         "Blocks that a tenant's fetches did not get; what a match does not find is not in it",
