@@ -200,7 +200,7 @@ fn a_rotation_that_ends_anywhere_goes_on_to_its_end() {
             let rotated = ends.run(|| Folder::rotate(&path, "a test's next authority", YEAR));
             assert_eq!(rotated.is_ok(), ends.before().is_none(), "{rotated:?}");
             // What is there serves on, but for a pair of which one half is new: that is made good by the next call.
-            let trusts = Tls::load(&TlsFiles {
+            let trusts = Tls::load(TlsFiles {
                 certificate: path.join("foreign.pem"),
                 key: path.join("foreign.key"),
                 authorities: temp.path().join("other").join("authority.pem"),
