@@ -185,6 +185,7 @@ pub(crate) fn start_within(
     let redis_address = redis.as_ref().map(|(_, address)| *address);
     let sources = Sources {
         devices: devices.clone(),
+        memories: memories.clone(),
         stores: stores.clone(),
         keys: keys.clone(),
         plane: plane.clone(),

@@ -28,6 +28,7 @@ mod strangers;
 mod tenants;
 mod traces;
 mod watch;
+mod wiped;
 
 use crate::actors::core::DeviceMessage;
 use crate::data::Limits;
