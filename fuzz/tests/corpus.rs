@@ -7,9 +7,11 @@ use kvhive_fuzz::{TARGETS, target};
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::control::{Command, Proposal};
 use kvhive_protocol::data::Ack;
+use kvhive_protocol::frame::{Kind, encode_frame};
+use kvhive_protocol::handshake::{Hello, Proof, Role};
 use kvhive_protocol::map::Settings;
 use kvhive_protocol::{
-    BlockHeader, BlockKey, ClusterId, Era, LayoutFingerprint, Level, Pin, PinMode, Reason, RequestId,
+    BlockHeader, BlockKey, ClusterId, Era, LayoutFingerprint, Level, Levels, Pin, PinMode, Reason, RequestId,
     TenantId, TenantRules, codec,
 };
 use std::collections::BTreeSet;
@@ -90,6 +92,17 @@ fn begins_with(target: &str, name: &str, bytes: &[u8]) {
 }
 
 #[test]
+fn greetings_begin_with_those_of_a_member() {
+    let hello = Hello::new(Role::Node, 3, Some(ClusterId(7)), [1; 32], Levels::default());
+    let mut bytes = Vec::new();
+    encode_frame(Kind::Hello, 0, &hello, 0, &mut bytes).expect("small");
+    begins_with("greeting", "golden-hello", &bytes);
+    bytes.clear();
+    encode_frame(Kind::Proof, 0, &Proof { proof: [2; 32] }, 0, &mut bytes).expect("small");
+    begins_with("greeting", "golden-proof", &bytes);
+}
+
+#[test]
 fn headers_of_blocks_begin_with_those_of_a_block() {
     let header = BlockHeader {
         key: BlockKey::from_bytes([1; 32]),
@@ -105,6 +118,9 @@ fn headers_of_blocks_begin_with_those_of_a_block() {
     begins_with("fixed", "golden-header", &[&[0][..], &header].concat());
     // The block before it, its slot, and the sum that is made good.
     begins_with("snapshot_block", "golden-block", &[&header[..], &[6; 32], &[7, 0], &[0; 8]].concat());
+    // And what opens it where it is encrypted.
+    let sealed = [&header[..], &[6; 32], &[7, 0], &[9; 64], &[0; 8]].concat();
+    begins_with("snapshot_block", "golden-sealed-block", &sealed);
     for (version, name) in [(1u32, "golden-page"), (2, "golden-sealed-page")] {
         let frame = 4096u64.to_le_bytes();
         let front = [&b"KVRECORD"[..], &version.to_le_bytes(), &[8, 0, 0, 0], &frame, &[9; 8], &[10; 48]];
