@@ -7,11 +7,9 @@ use kvhive_fuzz::{TARGETS, target};
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::control::{Command, Proposal};
 use kvhive_protocol::data::Ack;
-use kvhive_protocol::frame::{Kind, encode_frame};
-use kvhive_protocol::handshake::{Hello, Proof, Role};
 use kvhive_protocol::map::Settings;
 use kvhive_protocol::{
-    BlockHeader, BlockKey, ClusterId, Era, LayoutFingerprint, Level, Levels, Pin, PinMode, Reason, RequestId,
+    BlockHeader, BlockKey, ClusterId, Era, LayoutFingerprint, Level, Pin, PinMode, Reason, RequestId,
     TenantId, TenantRules, codec,
 };
 use std::collections::BTreeSet;
@@ -89,17 +87,6 @@ fn begins_with(target: &str, name: &str, bytes: &[u8]) {
     );
     let read = self::target(target).expect("there is one").check(bytes);
     assert!(read, "{target} does not read what it begins with");
-}
-
-#[test]
-fn greetings_begin_with_those_of_a_member() {
-    let hello = Hello::new(Role::Node, 3, Some(ClusterId(7)), [1; 32], Levels::default());
-    let mut bytes = Vec::new();
-    encode_frame(Kind::Hello, 0, &hello, 0, &mut bytes).expect("small");
-    begins_with("greeting", "golden-hello", &bytes);
-    bytes.clear();
-    encode_frame(Kind::Proof, 0, &Proof { proof: [2; 32] }, 0, &mut bytes).expect("small");
-    begins_with("greeting", "golden-proof", &bytes);
 }
 
 #[test]

@@ -42,7 +42,7 @@ pub(crate) struct Holdings {
     pub(crate) devices: Vec<Device>,
     /// Disks of those devices that have one.
     pub(crate) stores: Vec<Arc<Store>>,
-    /// What snapshots are encrypted by; none where they are not.
+    /// What snapshots are encrypted by, and opened; none where they are not encrypted.
     pub(crate) keys: Option<Arc<Keyring>>,
     /// Frames in memory of each device: as many of its blocks are ever taken in.
     pub(crate) frames: Vec<u32>,

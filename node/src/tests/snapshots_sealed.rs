@@ -1,9 +1,10 @@
 //! Snapshots of a node that encrypts what it keeps on disk: what stands there, and what a tenant's end leaves of it.
 
 use super::coordinator::TENANT;
-use super::persist::{BLOCKS, blocks, filled, interrupt, names, save};
+use super::persist::{BLOCKS, blocks, filled, names};
 use super::{Setup, eventually};
-use crate::{DiskKeys, NodeHandle, PersistConfig};
+use crate::persist::{Extent, save};
+use crate::{DiskKeys, NodeHandle, PersistConfig, Saved};
 use kvhive_protocol::block::digest;
 use std::fs;
 use std::path::Path;
@@ -37,6 +38,23 @@ fn loaded(node: &NodeHandle) -> u64 {
     node.counted(|counters| &counters.snapshot_loaded_blocks)
 }
 
+/// Writes a snapshot as the node itself does.
+async fn saved(node: &NodeHandle, path: &Path) -> Saved {
+    save(&node.holdings, path, None, Extent::All, &mut |_| {}).await.expect("it is written")
+}
+
+/// Has one begun at `path` and broken off; then puts a whole segment of `from` there.
+async fn interrupt(node: &NodeHandle, path: &Path, from: &Path) {
+    let (holdings, at) = (node.holdings.clone(), path.to_owned());
+    let broken = tokio::spawn(async move {
+        save(&holdings, &at, None, Extent::All, &mut |_| panic!("a test wants it so")).await
+    });
+    assert!(broken.await.is_err(), "it breaks off");
+    let shop = path.with_extension("partial");
+    assert_eq!(names(&shop), ["000000.partial", "run.json"]);
+    fs::copy(from.join("000000.seg"), shop.join("000000.seg")).expect("writable");
+}
+
 fn keys(path: &Path) -> usize {
     let names = names(&path.with_extension("keys").join("keys"));
     names.iter().filter(|name| name.starts_with("tenant-")).count()
@@ -57,7 +75,7 @@ async fn a_snapshot_has_no_byte_of_a_block_and_ends_with_its_tenant() {
     assert!(found == blocks().into_iter().map(|block| Some(block.bytes)).collect::<Vec<_>>());
     // A copy that somebody made, and what an operator has under a name, end too.
     let (copy, named) = (folder.path().join("copy"), folder.path().join("snapshot@mine"));
-    save(&node, &named);
+    saved(&node, &named).await;
     fs::create_dir(&copy).expect("writable");
     for name in names(&path) {
         fs::copy(path.join(&name), copy.join(&name)).expect("writable");
@@ -105,11 +123,11 @@ async fn an_encrypted_run_that_was_interrupted_is_gone_on_with_as_far_as_its_key
     let (whole, path) = (folder.path().join("whole"), folder.path().join("other"));
     let setup = kept_at(&folder.path().join("snapshot"), DiskKeys::default());
     let (coordinator, node) = filled(&setup).await;
-    save(&node, &whole);
-    interrupt(&node, &path, &whole);
-    assert_eq!(save(&node, &path).resumed, BLOCKS);
+    saved(&node, &whole).await;
+    interrupt(&node, &path, &whole).await;
+    assert_eq!(saved(&node, &path).await.resumed, BLOCKS);
     assert!(!holds_some(folder.path()));
-    interrupt(&node, &folder.path().join("third"), &whole);
+    interrupt(&node, &folder.path().join("third"), &whole).await;
     // The tenant ends and is there again as it was: it has another key from then on.
     let member = node.member().expect("it is a member");
     let (tenants, epoch) = coordinator.delete_tenants();
@@ -120,6 +138,6 @@ async fn an_encrypted_run_that_was_interrupted_is_gone_on_with_as_far_as_its_key
     eventually("it has the tenant again", || coordinator.has_confirmed(member, epoch)).await;
     let stored = node.ask().await.store(&blocks(), kvhive_protocol::data::Ack::Primary).await;
     assert_eq!(stored.map(|stored| stored.len()), Ok(BLOCKS as usize));
-    let saved = save(&node, &folder.path().join("third"));
+    let saved = saved(&node, &folder.path().join("third")).await;
     assert_eq!((saved.blocks, saved.resumed), (BLOCKS, 0), "what nobody can read is written anew");
 }
