@@ -16,6 +16,7 @@ mod life;
 mod links;
 mod moves;
 mod nccl;
+mod older;
 mod persist;
 mod persist_layouts;
 mod proxy;
