@@ -66,7 +66,7 @@ template <int ELEMENT> __device__ inline u32 scale_for(u32 magnitude) {
 __device__ inline float reciprocal(u32 half) {
     const float scale = as_float(half << 16);
 #ifdef __CUDA_ARCH__
-    // What is within two last places of the reciprocal of a bf16 becomes the nearest by one step (gpu/src/codec/codec_test.rs); a division asks more.
+    // What is within two last places of the reciprocal of a bf16 becomes the nearest by one step (gpu/src/cuda/pager.rs); a division asks more.
     float near;
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(near) : "f"(scale));
     const float inverse = __fmaf_rn(near, __fmaf_rn(-scale, near, 1.0f), near);
@@ -181,9 +181,12 @@ template <int ELEMENT> __device__ void encode_rows_evenly(const Job& job, const 
                 most[at] = word ? larger<ELEMENT>(most[at], both) : both;
             }
         }
-        for (u32 apart = lanes / 2; apart > 0; apart /= 2)
 #pragma unroll
-            for (u32 at = 0; at < ROWS; at++) most[at] = larger<ELEMENT>(most[at], __shfl_xor_sync(0xFFFFFFFF, most[at], apart));
+        for (u32 apart = 16; apart > 0; apart /= 2)
+            if (apart < lanes) {
+#pragma unroll
+                for (u32 at = 0; at < ROWS; at++) most[at] = larger<ELEMENT>(most[at], __shfl_xor_sync(0xFFFFFFFF, most[at], apart));
+            }
         bool are_plain = true;
 #pragma unroll
         for (u32 at = 0; at < ROWS; at++) {
@@ -200,13 +203,14 @@ template <int ELEMENT> __device__ void encode_rows_evenly(const Job& job, const 
         for (u32 at = 0; at < ROWS; at++) {
             const u32 row = from + at * groups + group, half = scale_for<ELEMENT>(most[at]);
             const float inverse = reciprocal(half);
-            const u64 to = codes + (u64)row * job.head_dim + lane * NUMBERS<ELEMENT>;
+            // Of a row that is not one nothing is written, and a plane is less than 2^32 bytes.
+            const u32 to = row * job.head_dim + lane * NUMBERS<ELEMENT>, chunks_left = row < end ? job.chunks - lane : 0;
 #pragma unroll
             for (u32 of = 0; of < OF_ROW; of++) {
                 const u64 eight = codes_by<ELEMENT, true>(chunks[at][of], inverse);
-                if (row < end && of * lanes + lane < job.chunks) write_codes_evenly<NUMBERS<ELEMENT>>(to + of * lanes * NUMBERS<ELEMENT>, eight);
+                if (of * lanes < chunks_left) write_codes_evenly<NUMBERS<ELEMENT>>(codes + (to + of * lanes * NUMBERS<ELEMENT>), eight);
             }
-            if (row < end && lane == 0) write_scale_evenly(scales + 2 * (u64)row, half);
+            if (row < end && lane == 0) write_scale_evenly(scales + 2 * row, half);
         }
     }
 }
@@ -256,6 +260,7 @@ template <int ELEMENT, bool EVEN> __device__ void encode_channels(const Job& job
             if (first + step >= job.tokens) break;
         }
         // Those of a warp that have the same column, then those of all warps.
+#pragma unroll 1
         for (u32 apart = 16; apart >= columns; apart /= 2)
 #pragma unroll
             for (u32 word = 0; word < 4; word++) most[word] = larger<ELEMENT>(most[word], __shfl_xor_sync(0xFFFFFFFF, most[word], apart));
@@ -265,7 +270,10 @@ template <int ELEMENT, bool EVEN> __device__ void encode_channels(const Job& job
         bool is_to_be_exact = false;
         if (threadIdx.x < 4 * columns) {
             u32 largest = 0;
-            for (u32 slot = 0; slot < slots; slot++) largest = larger<ELEMENT>(largest, ((const u32*)shared.seen)[slot * 4 * columns + threadIdx.x]);
+#pragma unroll 1
+            for (u32 slot = 0; slot < slots; slot += 4)
+#pragma unroll
+                for (u32 at = 0; at < 4; at++) largest = larger<ELEMENT>(largest, ((const u32*)shared.seen)[(slot + at) * 4 * columns + threadIdx.x]);
             const u32 of = (part.at << job.column_shift) + threadIdx.x / 4, of_head = job.by_chunks.of(of);
             const u32 channel = (of - of_head * job.chunks) * EACH + threadIdx.x % 4 * OF_WORD<ELEMENT>;
             u32 halves = 0;
@@ -298,7 +306,7 @@ template <int ELEMENT, bool EVEN> __device__ void encode_channels(const Job& job
             for (u32 at = 0; at < AT_ONCE; at++) {
                 const u32 token = first + at * groups + group;
                 const u64 eight = codes_of<ELEMENT, true>(kept[at], inverses);
-                if (token < tokens) write_codes_evenly<EACH>(codes + (u64)token * (job.heads * job.head_dim) + skip, eight);
+                if (token < tokens) write_codes_evenly<EACH>(codes + (token * (job.heads * job.head_dim) + skip), eight);
             }
         } else {
 #pragma unroll

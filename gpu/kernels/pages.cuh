@@ -65,7 +65,8 @@ __device__ inline Part part_of(const Job& job, u32 number) {
 // Where the engine has the numbers of a head of a token.
 __device__ inline u64 engine_row(const Job& job, const Part& part, u32 token, u32 head) {
     const u32 at = job.by_page_tokens.of(token), page = job.pages[part.block * job.block_pages + at];
-    return part.plane.base + page * part.plane.page_bytes + (token - at * job.page_tokens) * job.token_bytes + head * job.head_bytes;
+    // A page is less than 2^32 bytes.
+    return part.plane.base + page * part.plane.page_bytes + ((token - at * job.page_tokens) * (u32)job.token_bytes + head * (u32)job.head_bytes);
 }
 
 __device__ inline u32 as_bits(float value) { return __float_as_uint(value); }

@@ -408,6 +408,10 @@ impl PagePlan {
         self.lanes = self.chunks.next_power_of_two().min(WARP);
         let laps = self.chunks.div_ceil(self.lanes);
         self.part_rows = (AHEAD * THREADS / (self.lanes * laps)).max(THREADS / self.lanes);
+        if matches!(self.codec, Codec::Int8 | Codec::Fp8) {
+            // What a thread has to find out about a part is a quarter of what it does at a time.
+            self.part_rows *= 2;
+        }
         let by_rows = (self.tokens * self.heads).div_ceil(self.part_rows);
         self.row_lanes = self.chunks.div_ceil(OF_ROW).next_power_of_two().min(WARP);
         // All tokens of a part are under way at once, if that leaves it wide enough.

@@ -309,6 +309,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_near_reciprocal_of_a_scale_becomes_the_nearest() {
+        // From the least scale to one above the largest: of the largest binary32 by 127. `reciprocal` of `eight.cuh` begins with what is at most one
+        // last place away.
+        for half in 0x0080..0x7D00u32 {
+            let scale = f32::from_bits(half << 16);
+            let nearest = 1.0 / scale;
+            for apart in -2i32..=2 {
+                let near = f32::from_bits(nearest.to_bits().wrapping_add_signed(apart));
+                let inverse = near.mul_add((-scale).mul_add(near, 1.0), near);
+                assert_eq!(inverse.to_bits(), nearest.to_bits(), "{half:#06x} from {apart}");
+            }
+        }
+    }
+
+    #[test]
     fn a_divisor_divides() {
         let most = (1 << 31) - 1;
         for by in (1..300).chain([1 << 20, (1 << 20) + 1, (1 << 30) - 1, 1 << 30, most]) {

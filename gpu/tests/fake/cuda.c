@@ -47,7 +47,7 @@ static size_t used;
 static char failing[64];
 static int failing_at, failing_code;
 /* Once the GPUs have died, all that has to do with their contexts fails. */
-static int dead, mappable = 1, capability = 90;
+static int dead, mappable = 1, capability = 90, newest;
 static __thread int current[16], depth;
 
 /* Has the `nth` call of `name` from now on return `code`. */
@@ -64,6 +64,8 @@ void fake_die(int code) { dead = code; }
 void fake_mappable(int is) { mappable = is; }
 /* Sets what kind all GPUs are of. */
 void fake_capability(int is) { capability = is; }
+/* Says of the kernels that were loaded what kind of GPU the newest are for. */
+int fake_newest(void) { return newest; }
 void fake_version(int told) { version = told; }
 void fake_count(int gpus) { count = gpus; }
 /* Says how much that was given has not been given back: memory, streams, events, contexts. */
@@ -529,6 +531,7 @@ int cuModuleLoadData(void **out, const void *image) {
     if (kind != 80 && kind != 89) return INVALID_VALUE;
     if (kind > capability) return NO_BINARY_FOR_GPU;
     live++;
+    if (kind > newest) newest = kind;
     *out = strdup(image);
     return OK;
 }
