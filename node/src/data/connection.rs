@@ -268,11 +268,16 @@ async fn matched(
     check::admits(&serving, request.epoch, request.device, request.tenant, &request.runs)?;
     let MatchRequest { device, tenant, hold_ms, runs, keys, .. } = request;
     let hold = Duration::from_millis(u64::from(hold_ms));
-    if let Some(device) = plane.device(device) {
-        device.work.asked(runs.iter().map(|run| run.slot));
+    let work = plane.device(device).map(|device| &device.work);
+    if let Some(work) = work {
+        work.asked(runs.iter().map(|run| run.slot));
     }
+    let asked = runs.clone();
     let covered =
         plane.ask(span, device, |reply| DeviceMessage::Match { tenant, runs, keys, hold, reply }).await?;
+    if let Some(work) = work {
+        work.matched(&asked, &covered);
+    }
     plane.view.check_serves(role)?;
     Ok(DataReply::Matched { epoch: serving.map.epoch, covered })
 }
