@@ -2,6 +2,7 @@
 
 use crate::control::Coordinators;
 use crate::error::ClientError;
+use crate::frames::FrameRoom;
 use crate::namespace::NamespaceClient;
 use crate::pool::Pool;
 use crate::retry::{Backoff, in_time, random_seed};
@@ -103,6 +104,8 @@ pub(crate) struct Shared {
     pub(crate) requests: AtomicU64,
     begun: Instant,
     waits: Mutex<Waits>,
+    /// When devices were asked last for their largest frames, and what these are.
+    pub(crate) frame_room: Mutex<Option<(Instant, FrameRoom)>>,
 }
 
 impl Client {
@@ -142,6 +145,7 @@ impl Client {
             requests: AtomicU64::new(1),
             begun: Instant::now(),
             waits: Mutex::new(Waits::new(random_seed())),
+            frame_room: Mutex::new(None),
         };
         Ok(Client { shared: Arc::new(shared) })
     }

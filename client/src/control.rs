@@ -273,7 +273,7 @@ impl Coordinators {
     ) -> Result<ControlReply, ClientError> {
         let begun = Instant::now();
         let mut backoff = Backoff::new();
-        let mut tried = 0;
+        let (mut tried, mut strangers) = (0, 0);
         let there_are = self.addresses().len();
         let mut last;
         // Since when those who answer say that nobody leads, and whether something can have come of an earlier try.
@@ -320,7 +320,12 @@ impl Coordinators {
                 Err(fault @ Fault::Impostor) => return Err(fault.into()),
                 Err(fault) => {
                     may_be_done |= matches!(fault, Fault::Closed | Fault::Timeout(_));
+                    strangers = if matches!(fault, Fault::Protocol(_)) { strangers + 1 } else { 0 };
                     last = fault.to_string();
+                    // Twice each, that it is no accident: what listens there is something else, and stays so.
+                    if strangers >= 2 * there_are {
+                        return Err(self.unreachable(begun.elapsed(), last));
+                    }
                     self.retarget(None);
                     tried += 1;
                     if tried < there_are {

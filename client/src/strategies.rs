@@ -16,7 +16,8 @@ pub struct DeviceStrategies {
     pub device: DeviceId,
     /// The name of its node.
     pub node: String,
-    /// One report for each tenant with rules of its own and size of frames, or why there are none.
+    /// One report for each tenant with rules of its own and size of frames, and one for each size in which nothing was ranked yet; or why
+    /// there are none.
     pub reports: Result<Vec<StrategyReport>, Fault>,
 }
 

@@ -269,7 +269,7 @@ pub(crate) async fn gather(devices: &[Device], plane: &DataPlane) -> NodeStats {
 pub(crate) async fn strategies(devices: &[Device], adjust: bool) -> Vec<StrategyFigures> {
     let mut figures = Vec::new();
     for (number, device) in devices.iter().enumerate() {
-        let asked = device.ask(LIMIT, |reply| DeviceMessage::Strategies { adjust, reply });
+        let asked = device.ask(LIMIT, |reply| DeviceMessage::Strategies { adjust, of_sizes: false, reply });
         let reports = asked.await.unwrap_or_default();
         figures.extend(reports.into_iter().map(|report| StrategyFigures { device: number, report }));
     }

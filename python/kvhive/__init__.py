@@ -19,7 +19,7 @@ store from there, without a copy in between. `EmbeddedNode` is a whole cache ser
 import atexit
 
 from kvhive._native import FetchReport, Layout, Match, Namespace, Prefix, StoreReport, __version__, interpreter_ends
-from kvhive.access import Pin, Tls
+from kvhive.access import Options, Pin, Tls
 from kvhive.aio import AsyncClient
 from kvhive.client import Client
 from kvhive.errors import (
@@ -32,12 +32,14 @@ from kvhive.errors import (
     MisuseError,
     NodeError,
     NodeSetupError,
+    OutOfRangeError,
     PersistError,
     RefusedError,
     TlsError,
     UnauthorizedError,
     UnknownTenantError,
     UnreachableError,
+    WrongTypeError,
 )
 from kvhive.node import EmbeddedNode
 
@@ -58,6 +60,8 @@ __all__ = [
     "Namespace",
     "NodeError",
     "NodeSetupError",
+    "Options",
+    "OutOfRangeError",
     "PersistError",
     "Pin",
     "Prefix",
@@ -68,6 +72,7 @@ __all__ = [
     "UnauthorizedError",
     "UnknownTenantError",
     "UnreachableError",
+    "WrongTypeError",
     "__version__",
 ]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypedDic
 
 from kvhive import addresses
 from kvhive._native import Connection, Operation
-from kvhive.errors import MisuseError
+from kvhive.errors import MisuseError, WrongTypeError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -76,7 +76,7 @@ def connect(
     """Makes the operation that connects."""
     unknown = options.keys() - Options.__annotations__.keys()
     if unknown:
-        raise TypeError(f"unknown options {sorted(unknown)}: allowed is {', '.join(Options.__annotations__)}")
+        raise WrongTypeError(f"unknown options {sorted(unknown)}: allowed is {', '.join(Options.__annotations__)}")
     if isinstance(coordinators, str):
         coordinators = [address.strip() for address in coordinators.split(",")]
     for address in coordinators:
@@ -84,13 +84,9 @@ def connect(
             addresses.split(address)
         except ValueError:
             raise MisuseError(f"coordinator {address!r}: allowed is host:port, as in 10.0.0.1:7801") from None
-    if isinstance(token, str):
-        token = token.strip().encode()
-    if not token:
-        raise MisuseError("the token is empty: give the content of the cluster's token file")
     return Connection.connect(
         list(coordinators),
-        token,
+        secret(token),
         options.get("tls"),
         options.get("connect_timeout", 1.0),
         options.get("request_timeout", 5.0),
@@ -100,6 +96,19 @@ def connect(
         options.get("gpu_stages", True),
         options.get("near"),
     )
+
+
+def secret(token: str | bytes) -> bytes:
+    """Returns a token as it is shown, without what ends the line of a file with it.
+
+    :raises kvhive.MisuseError: when nothing is left.
+    """
+    if not isinstance(token, (str, bytes)):
+        raise WrongTypeError(f"token is of {type(token).__name__}: allowed is the content of the cluster's token file, as str or bytes")
+    kept = token.strip().encode() if isinstance(token, str) else token.removesuffix(b"\n").removesuffix(b"\r")
+    if not kept:
+        raise MisuseError("the token is empty: give the content of the cluster's token file")
+    return kept
 
 
 def local(directory: StrPath | None) -> tuple[list[str], str, Tls | None]:

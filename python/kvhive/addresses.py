@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from ipaddress import ip_address
 
+_NO_HOST = frozenset("/@?# \t\r\n")
+"""What a name or an address of a host has not: with it, it is a URL."""
+
 __all__ = ["split", "unreachable"]
 
 
@@ -16,7 +19,7 @@ def split(address: str) -> tuple[str, int]:
     host, colon, port = address.strip().rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
-    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+    if not colon or not host or _NO_HOST.intersection(host) or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise ValueError(f"{address!r} is no host:port")
     return host, int(port)
 

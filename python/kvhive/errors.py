@@ -12,6 +12,14 @@ class MisuseError(KvHiveError, ValueError):
     """The arguments do not fit together; the message says which and what is allowed."""
 
 
+class WrongTypeError(MisuseError, TypeError):
+    """An argument of a type that is not allowed."""
+
+
+class OutOfRangeError(MisuseError, OverflowError):
+    """A number that is not allowed."""
+
+
 class BadBufferError(KvHiveError, builtins.BufferError):
     """Memory that cannot be used so: read-only, not contiguous, of the wrong size, on another device, or no memory at all."""
 
@@ -48,8 +56,8 @@ class TlsError(KvHiveError):
     """Certificates that cannot be used, or that the other end does not accept."""
 
 
-class ClosedError(KvHiveError):
-    """The client or node was closed, or belongs to the process that this one was forked from."""
+class ClosedError(KvHiveError, RuntimeError):
+    """The client, node or engine was closed, or belongs to the process that this one was forked from."""
 
 
 class NodeError(KvHiveError):

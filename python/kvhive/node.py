@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 import secrets
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack
 
 from kvhive import addresses
 from kvhive._native import Node
-from kvhive.access import Options, StrPath, Tls
+from kvhive.access import Options, StrPath, Tls, secret
 from kvhive.aio import AsyncClient
 from kvhive.client import Client, Codec
-from kvhive.errors import NodeSetupError
+from kvhive.errors import NodeSetupError, WrongTypeError
 
 __all__ = ["EmbeddedNode", "Mode"]
 
 Mode = Literal["training", "inference", "bulk", "streaming", "interactive"]
+
+_MOST, _MOST_BYTES = (1 << 32) - 1, (1 << 63) - 1
 
 LAST_STOP = 5.0
 """The longest, in seconds, that a node takes to end that nobody has stopped."""
@@ -85,30 +88,30 @@ class EmbeddedNode:
         self._node = Node.start(
             {
                 "name": self.name,
-                "memory": memory,
-                "host_memory": host_memory,
-                "disk": disk,
+                "memory": _whole("memory", memory, 1, _MOST_BYTES),
+                "host_memory": _whole("host_memory", host_memory, 0, _MOST_BYTES),
+                "disk": _whole("disk", disk, 0, _MOST_BYTES),
                 "disk_folder": disk_folder,
-                "devices": devices,
-                "gpu": gpu,
-                "block_bytes": [block_bytes] if isinstance(block_bytes, int) else list(block_bytes),
-                "block_shares": None if block_shares is None else list(block_shares),
+                "devices": _whole("devices", devices, 1, _MOST),
+                "gpu": None if gpu is None else _whole("gpu", gpu, 0, _MOST),
+                "block_bytes": _all("block_bytes", [block_bytes] if isinstance(block_bytes, int) else block_bytes, _MOST_BYTES),
+                "block_shares": None if block_shares is None else _all("block_shares", block_shares, _MOST),
                 "pin_memory": pin_memory,
                 "restore": restore,
                 "mode": mode,
                 "strategy": strategy,
                 "codec": codec,
-                "prefetch_blocks": prefetch_blocks,
+                "prefetch_blocks": _whole("prefetch_blocks", prefetch_blocks, 0, _MOST),
                 "gc_threshold": gc_threshold,
                 "persist_folder": persist_folder,
                 "persist_every": persist_every,
                 "coordinators": coordinators,
-                "token": token.strip().encode() if isinstance(token, str) else token,
+                "token": None if token is None else secret(token),
                 "tls": tls,
                 "listen": listen,
                 "advertise": advertise,
                 "labels": dict(labels or {}),
-                "io_threads": io_threads,
+                "io_threads": _whole("io_threads", io_threads, 1, _MOST),
             },
             start_timeout,
         )
@@ -182,3 +185,20 @@ class EmbeddedNode:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
         self.stop()
+
+
+def _whole(field: str, value: object, least: int, most: int) -> int:
+    """Refuses what is no whole number, or none that is allowed."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise WrongTypeError(f"{field} {value!r}: allowed is a whole number from {least} to {most}")
+    number = operator.index(value)
+    if not least <= number <= most:
+        raise NodeSetupError(f"{field} {number}: allowed is a whole number from {least} to {most}")
+    return number
+
+
+def _all(field: str, values: Iterable[int], most: int) -> list[int]:
+    """The same for each of several."""
+    if not isinstance(values, Iterable) or isinstance(values, (str, bytes)):
+        raise WrongTypeError(f"{field} {values!r}: allowed is a whole number, or several in a sequence")
+    return [_whole(field, value, 0, most) for value in values]

@@ -102,7 +102,7 @@ def reach(where: str, given: dict[str, Any]) -> Reach:
         listed, token, files = local(directory)
     else:
         if directory is not None:
-            raise MisuseError(f"{where} directory: it says where coordinators are, as coordinators does")
+            raise MisuseError(f"{where} directory, coordinators: both say which cluster it is; allowed is one of them")
         listed = [one.strip() for one in (coordinators.split(",") if isinstance(coordinators, str) else coordinators)]
         for one in listed:
             try:

@@ -1,14 +1,14 @@
 //! A connected client: every verb as an operation.
 
 use crate::buffer::Lent;
-use crate::errors::{Failure, Kind};
+use crate::errors::{Failure, Kind, whole};
 use crate::held::Held;
 use crate::layout::PyLayout;
 use crate::names::{PyNamespace, PyPrefix};
 use crate::operation::Operation;
 use crate::pins;
 use crate::regions::Use;
-use crate::reports::{PyFetchReport, PyMatch, PyStoreReport};
+use crate::reports::{self, PyFetchReport, PyMatch, PyStoreReport};
 use crate::threads::Crew;
 use crate::transfers;
 use kvhive_client::{Client, ClientConfig, NamespaceClient, Prefix, StoreOptions};
@@ -26,6 +26,9 @@ use std::time::Duration;
 
 /// The longest time that a caller may set.
 const LONGEST: Duration = Duration::from_secs(86_400);
+
+/// Blocks of a prefix, at most.
+const MOST_BLOCKS: u32 = u32::MAX;
 
 /// A connected client.
 #[pyclass(frozen, module = "kvhive._native")]
@@ -168,8 +171,14 @@ impl Connection {
         tenant: &str,
         model: &str,
         layout: &PyLayout,
-        rank: u32,
+        rank: &Bound<'_, PyAny>,
     ) -> PyResult<PyNamespace> {
+        let rank = whole("rank", rank, (0, u32::MAX))?;
+        if model.is_empty() {
+            let what =
+                "model '': allowed is a name of the weights; those that differ must have names that do";
+            return Err(Failure::misuse(what).raise(py));
+        }
         match self.0.client().namespace(tenant, model, layout.0, rank) {
             Ok(blocks) => Ok(PyNamespace { blocks, held: self.0.clone() }),
             Err(error) => Err(Failure::from(error).raise(py)),
@@ -188,9 +197,10 @@ impl Connection {
         py: Python<'_>,
         prefix: &PyPrefix,
         targets: &Bound<'_, PyAny>,
-        start: usize,
+        start: &Bound<'_, PyAny>,
         timeout: Option<f64>,
     ) -> PyResult<Operation> {
+        let start = whole("start", start, (0, MOST_BLOCKS))? as usize;
         let (blocks, names) = self.blocks(prefix, timeout).map_err(|failure| failure.raise(py))?;
         let mut lent = Lent::take_anywhere(targets, blocks.block_bytes(), Use::Write)?;
         let range = range(&names, start, &lent).map_err(|failure| failure.raise(py))?;
@@ -207,12 +217,13 @@ impl Connection {
         py: Python<'_>,
         prefix: &PyPrefix,
         sources: &Bound<'_, PyAny>,
-        start: usize,
+        start: &Bound<'_, PyAny>,
         ack: Option<&str>,
         codec: Option<&str>,
         about: (u32, u32, &str, Option<u32>),
         timeout: Option<f64>,
     ) -> PyResult<Operation> {
+        let start = whole("start", start, (0, MOST_BLOCKS))? as usize;
         let options = || -> Result<StoreOptions, Failure> {
             let (input_tokens, output_tokens, hint, returns) = about;
             Ok(StoreOptions {
@@ -227,7 +238,8 @@ impl Connection {
         let range = range(&names, start, &lent).map_err(|failure| failure.raise(py))?;
         Ok(Operation::lending(&self.0, async move {
             let report = transfers::store(&blocks, &names, range, (&mut lent, 0), options).await?;
-            Ok((PyStoreReport::of(&report, start), lent))
+            let frames = reports::frames(&blocks, &report.outcomes).await;
+            Ok((PyStoreReport::of(&report, start, frames, blocks.block_bytes()), lent))
         }))
     }
 
@@ -312,6 +324,15 @@ impl Connection {
         Ok(Operation::new(&self.0, async move {
             Ok(client.set_tenant_rules(&tenant, RulesChange { strategy, ..RulesChange::default() }).await?)
         }))
+    }
+
+    /// Says how large the largest frames of devices are: where they are smallest, and where they are largest; none where none says so.
+    fn frame_room(&self) -> Operation {
+        let client = self.0.client().clone();
+        Operation::new(
+            &self.0,
+            async move { Ok(client.frame_room().await?.map(|room| (room.least, room.most))) },
+        )
     }
 
     /// Fetches the cluster's map anew; returns its epoch.

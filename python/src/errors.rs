@@ -6,7 +6,7 @@ use kvhive_node::{NodeError, PersistError};
 use kvhive_protocol::WireError;
 use kvhive_tls::TlsError;
 use kvhive_wire::Fault;
-use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::exceptions::{PyOverflowError, PyRuntimeError};
 use pyo3::prelude::*;
 use std::fmt;
 use std::sync::Arc;
@@ -28,8 +28,10 @@ pub(crate) enum Kind {
     Node,
     NodeSetup,
     Persist,
-    /// Python's own `ValueError`.
-    Value,
+    /// A value of a type that is not allowed.
+    WrongType,
+    /// A number that is not allowed.
+    OutOfRange,
     /// Python's own `RuntimeError`.
     Runtime,
 }
@@ -52,7 +54,8 @@ impl Kind {
             Kind::Node => "NodeError",
             Kind::NodeSetup => "NodeSetupError",
             Kind::Persist => "PersistError",
-            Kind::Value => "ValueError",
+            Kind::WrongType => "WrongTypeError",
+            Kind::OutOfRange => "OutOfRangeError",
             Kind::Runtime => "RuntimeError",
         }
     }
@@ -100,14 +103,37 @@ impl Failure {
         if let Some(raised) = self.raised {
             return raised.clone_ref(py);
         }
-        match self.kind {
-            Kind::Value => return PyValueError::new_err(self.message),
-            Kind::Runtime => return PyRuntimeError::new_err(self.message),
-            _ => {}
+        if self.kind == Kind::Runtime {
+            return PyRuntimeError::new_err(self.message);
         }
         let make = || py.import("kvhive.errors")?.getattr(self.kind.class())?.call1((self.message,));
         make().map_or_else(|error| error, PyErr::from_value)
     }
+}
+
+/// Takes a whole number that `what` names.
+pub(crate) fn whole(what: &str, given: &Bound<'_, PyAny>, (least, most): (u32, u32)) -> PyResult<u32> {
+    let refused = |kind| {
+        let shown = given.repr().map_or_else(|_| given.get_type().to_string(), |repr| repr.to_string());
+        let shown = shortened(shown);
+        let message = format!("{what} {shown}: allowed is a whole number from {least} to {most}");
+        Failure::new(kind, message).raise(given.py())
+    };
+    let number = given.extract::<i64>().map_err(|error| {
+        let is_number = error.is_instance_of::<PyOverflowError>(given.py());
+        refused(if is_number { Kind::OutOfRange } else { Kind::WrongType })
+    })?;
+    let number = u32::try_from(number).ok().filter(|number| (least..=most).contains(number));
+    number.ok_or_else(|| refused(Kind::OutOfRange))
+}
+
+/// Keeps what is shown of a value short.
+fn shortened(mut shown: String) -> String {
+    if let Some((end, _)) = shown.char_indices().nth(80) {
+        shown.truncate(end);
+        shown.push('…');
+    }
+    shown
 }
 
 fn of_wire(error: &WireError) -> Kind {

@@ -1,6 +1,6 @@
 //! A layout as Python names it.
 
-use crate::errors::Failure;
+use crate::errors::{Failure, whole};
 use kvhive_protocol::{AxisOrder, Dtype, Layout};
 use pyo3::prelude::*;
 
@@ -36,12 +36,9 @@ fn name_of<T: Copy + PartialEq>(value: T, known: &[(&'static str, T)]) -> &'stat
     known.iter().find(|(_, known)| *known == value).map_or("", |(name, _)| *name)
 }
 
-/// Refuses a size of which there is nothing.
-fn some(sizes: &[(&str, u32)]) -> Result<(), Failure> {
-    match sizes.iter().find(|(_, size)| *size == 0) {
-        Some((name, _)) => Err(Failure::misuse(format!("{name} 0: allowed is 1 and more"))),
-        None => Ok(()),
-    }
+/// Takes a size of which there is something.
+fn size(what: &str, given: &Bound<'_, PyAny>) -> PyResult<u32> {
+    whole(what, given, (1, u32::MAX))
 }
 
 /// What a block's bytes mean: its shape, its numbers and the order of its axes.
@@ -55,15 +52,16 @@ impl PyLayout {
     #[pyo3(signature = (*, layers, kv_heads, head_dim, tokens, dtype = "float16", order = "layers-first"))]
     fn new(
         py: Python<'_>,
-        layers: u32,
-        kv_heads: u32,
-        head_dim: u32,
-        tokens: u32,
+        layers: &Bound<'_, PyAny>,
+        kv_heads: &Bound<'_, PyAny>,
+        head_dim: &Bound<'_, PyAny>,
+        tokens: &Bound<'_, PyAny>,
         dtype: &str,
         order: &str,
     ) -> PyResult<PyLayout> {
+        let (layers, kv_heads) = (size("layers", layers)?, size("kv_heads", kv_heads)?);
+        let (head_dim, tokens) = (size("head_dim", head_dim)?, size("tokens", tokens)?);
         let make = || -> Result<PyLayout, Failure> {
-            some(&[("layers", layers), ("kv_heads", kv_heads), ("head_dim", head_dim), ("tokens", tokens)])?;
             let layout = Layout {
                 layers,
                 kv_heads,
@@ -79,10 +77,13 @@ impl PyLayout {
 
     /// Makes a layout of blocks whose bytes mean nothing to anybody but their owner.
     #[staticmethod]
-    fn opaque(py: Python<'_>, block_bytes: u32, tokens: u32) -> PyResult<PyLayout> {
-        let made = some(&[("block_bytes", block_bytes), ("tokens", tokens)])
-            .and_then(|()| PyLayout::checked(Layout::opaque(block_bytes, tokens)));
-        made.map_err(|failure| failure.raise(py))
+    fn opaque(
+        py: Python<'_>,
+        block_bytes: &Bound<'_, PyAny>,
+        tokens: &Bound<'_, PyAny>,
+    ) -> PyResult<PyLayout> {
+        let (block_bytes, tokens) = (size("block_bytes", block_bytes)?, size("tokens", tokens)?);
+        PyLayout::checked(Layout::opaque(block_bytes, tokens)).map_err(|failure| failure.raise(py))
     }
 
     #[getter]

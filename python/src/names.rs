@@ -1,13 +1,12 @@
 //! Namespaces and prefixes: how blocks are named.
 
-use crate::errors::Failure;
+use crate::errors::{Failure, Kind};
 use crate::held::Held;
 use crate::layout::PyLayout;
 use kvhive_client::{NamespaceClient, Prefix};
 use kvhive_protocol::BlockKey;
 use kvhive_protocol::trace::{NotAParent, Parent};
 use pyo3::buffer::PyBuffer;
-use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use std::sync::Arc;
@@ -49,22 +48,30 @@ impl PyNamespace {
 
     /// Names every full block of `tokens`, from token 0. `extras` are what else changes the tensors: an adapter's id, hashes of
     /// media.
-    #[pyo3(signature = (tokens, extras = Vec::new()))]
-    fn keys(&self, py: Python<'_>, tokens: &Bound<'_, PyAny>, extras: Vec<Vec<u8>>) -> PyResult<PyPrefix> {
+    #[pyo3(signature = (tokens, extras = None))]
+    fn keys(
+        &self,
+        py: Python<'_>,
+        tokens: &Bound<'_, PyAny>,
+        extras: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<PyPrefix> {
         let tokens = take_tokens(tokens)?;
+        let extras = extras.map_or_else(|| Ok(Vec::new()), |extras| take_bytes("extra", extras))?;
         let extras: Vec<&[u8]> = extras.iter().map(Vec::as_slice).collect();
         Ok(self.prefix(py.detach(|| self.blocks.keys_with(&tokens, &extras))))
     }
 
     /// Names blocks that an engine has named already, in order from token 0. Its names are keyed into this namespace.
-    fn keys_of_hashes(&self, py: Python<'_>, hashes: Vec<Vec<u8>>) -> PyPrefix {
-        self.prefix(py.detach(|| self.blocks.prefix_of_engine_hashes(&hashes)))
+    fn keys_of_hashes(&self, py: Python<'_>, hashes: &Bound<'_, PyAny>) -> PyResult<PyPrefix> {
+        let hashes = take_bytes("hash", hashes)?;
+        Ok(self.prefix(py.detach(|| self.blocks.prefix_of_engine_hashes(&hashes))))
     }
 
     /// Takes keys of 32 bytes as they are: chained from token 0, or each on its own. Who makes keys sees to it that no two tenants,
     /// models or layouts share one.
     #[pyo3(signature = (keys, *, chained = true))]
-    fn raw_keys(&self, py: Python<'_>, keys: Vec<Vec<u8>>, chained: bool) -> PyResult<PyPrefix> {
+    fn raw_keys(&self, py: Python<'_>, keys: &Bound<'_, PyAny>, chained: bool) -> PyResult<PyPrefix> {
+        let keys = take_bytes("key", keys)?;
         let mut taken = Vec::with_capacity(keys.len());
         for (at, key) in keys.iter().enumerate() {
             let key: &[u8; 32] = key.as_slice().try_into().map_err(|_| {
@@ -115,6 +122,22 @@ impl PyPrefix {
     }
 }
 
+/// Reads a sequence of bytes, each of which is a `what`.
+fn take_bytes(what: &str, given: &Bound<'_, PyAny>) -> PyResult<Vec<Vec<u8>>> {
+    let refused = |shown: String| {
+        Failure::new(Kind::WrongType, format!("{shown}: allowed is bytes, in a sequence")).raise(given.py())
+    };
+    let Ok(each) = given.try_iter() else {
+        return Err(refused(format!("{what}s are {}", given.get_type())));
+    };
+    let mut taken = Vec::new();
+    for (at, one) in each.enumerate() {
+        let one = one?;
+        taken.push(one.extract().map_err(|_| refused(format!("{what} {at} is {}", one.get_type())))?);
+    }
+    Ok(taken)
+}
+
 /// Reads token ids of any integer array or sequence.
 fn take_tokens(given: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
     let py = given.py();
@@ -125,13 +148,17 @@ fn take_tokens(given: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
         one_axis(&tokens).map_err(|failure| failure.raise(py))?;
         tokens.to_vec(py)?
     } else if given.hasattr("tolist")? {
-        given.call_method0("tolist")?.extract::<Vec<i64>>()?
+        let listed = given.call_method0("tolist")?.extract::<Vec<i64>>();
+        listed.map_err(|error| {
+            let what = given.get_type().to_string();
+            let message = format!("tokens are whole numbers, in a sequence or an array, not {what}: {error}");
+            Failure::new(Kind::WrongType, message).raise(py)
+        })?
     } else {
         given.extract::<Vec<i64>>().map_err(|error| {
             let what = given.get_type().to_string();
-            PyTypeError::new_err(format!(
-                "tokens are whole numbers, in a sequence or an array, not {what}: {error}"
-            ))
+            let message = format!("tokens are whole numbers, in a sequence or an array, not {what}: {error}");
+            Failure::new(Kind::WrongType, message).raise(py)
         })?
     };
     let narrow = |(at, token): (usize, i64)| {

@@ -1,6 +1,8 @@
 //! What calls report, block by block.
 
-use kvhive_client::{FetchOutcome, FetchReport, MissReason, PrefixMatch, StoreOutcome, StoreReport};
+use kvhive_client::{
+    FetchOutcome, FetchReport, FrameRoom, MissReason, NamespaceClient, PrefixMatch, StoreOutcome, StoreReport,
+};
 use kvhive_protocol::data::Refusal;
 use pyo3::prelude::*;
 use std::collections::BTreeMap;
@@ -54,14 +56,23 @@ fn missed(reason: MissReason) -> String {
 
 impl PyStoreReport {
     /// Takes over a report on blocks from position `start` on.
-    pub(crate) fn of(report: &StoreReport, start: usize) -> PyStoreReport {
+    pub(crate) fn of(
+        report: &StoreReport,
+        start: usize,
+        frames: Option<FrameRoom>,
+        block_bytes: u64,
+    ) -> PyStoreReport {
         let failed = report.outcomes.iter().enumerate().filter_map(|(at, outcome)| {
             let why = match outcome {
                 StoreOutcome::Acknowledged { .. } => return None,
                 StoreOutcome::TooFewCopies { copies, wanted } => {
                     format!("{copies} of {wanted} replicas hold it")
                 }
-                StoreOutcome::Refused(refusal) => refused(*refusal).to_owned(),
+                StoreOutcome::Refused(Refusal::TooLarge) => {
+                    let why = refused(Refusal::TooLarge, frames);
+                    format!("{why}; a block has {block_bytes} bytes")
+                }
+                StoreOutcome::Refused(refusal) => refused(*refusal, None),
                 StoreOutcome::Unreachable => "its device could not be reached in time".to_owned(),
             };
             Some((start + at, why))
@@ -70,14 +81,27 @@ impl PyStoreReport {
     }
 }
 
-pub(crate) fn refused(refusal: Refusal) -> &'static str {
-    match refusal {
+/// Says how large frames are, where a block was too large for all of them.
+pub(crate) async fn frames(space: &NamespaceClient, outcomes: &[StoreOutcome]) -> Option<FrameRoom> {
+    let is_large = |outcome: &StoreOutcome| *outcome == StoreOutcome::Refused(Refusal::TooLarge);
+    if outcomes.iter().any(is_large) { space.frame_room().await } else { None }
+}
+
+/// Says why a block was refused, and how large frames are where that is why.
+pub(crate) fn refused(refusal: Refusal, frames: Option<FrameRoom>) -> String {
+    if let (Refusal::TooLarge, Some(room)) = (refusal, frames) {
+        return format!(
+            "no frame is large enough for it: the largest frames have {room} (kvhive up --block-size)"
+        );
+    }
+    let why = match refusal {
         Refusal::NoRoom => "every frame of its size is in use or held",
         Refusal::TooLarge => "no frame is large enough for it",
         Refusal::InFlight => "another store of it is under way",
         Refusal::Corrupt => "its bytes changed while they were sent",
         Refusal::WrongEra => "it is of an era that a clear has ended",
-    }
+    };
+    why.to_owned()
 }
 
 #[pymethods]

@@ -180,12 +180,55 @@ def test_what_does_not_fit_together_is_misuse(client: kvhive.Client, blocks: kvh
         other.match(prefix)
     with pytest.raises(kvhive.MisuseError, match='dtype "f64": allowed is float16'):
         kvhive.Layout(layers=1, kv_heads=1, head_dim=1, tokens=1, dtype="f64")
-    with pytest.raises(ValueError, match="block_bytes 0: allowed is 1 and more"):
+    with pytest.raises(ValueError, match="block_bytes 0: allowed is a whole number from 1 to"):
         kvhive.Layout.opaque(0, 16)
-    with pytest.raises(ValueError, match="kv_heads 0: allowed is 1 and more"):
+    with pytest.raises(ValueError, match="kv_heads 0: allowed is a whole number from 1 to"):
         kvhive.Layout(layers=1, kv_heads=0, head_dim=1, tokens=1)
     with pytest.raises(TypeError, match="tokens are whole numbers, .* not .*str"):
         blocks.keys("a prompt")  # type: ignore[arg-type]
+
+
+def test_numbers_and_types_that_are_not_allowed_are_named(client: kvhive.Client, blocks: kvhive.Namespace) -> None:
+    for wrong in (-3, 0, 1 << 32, 1 << 70):
+        with pytest.raises(kvhive.OutOfRangeError, match=f"head_dim {wrong}: allowed is a whole number from 1 to 4294967295"):
+            kvhive.Layout(layers=1, kv_heads=1, head_dim=wrong, tokens=1)
+    with pytest.raises(kvhive.WrongTypeError, match="tokens '16': allowed is a whole number"):
+        kvhive.Layout.opaque(4096, "16")  # type: ignore[arg-type]
+    with pytest.raises(kvhive.OutOfRangeError, match="rank -1: allowed is a whole number from 0"):
+        client.namespace("m", LAYOUT, rank=-1)
+    with pytest.raises(kvhive.MisuseError, match="model '': allowed is a name"):
+        client.namespace("", LAYOUT)
+    with pytest.raises(kvhive.OutOfRangeError, match="start -1: allowed"):
+        client.fetch_into(blocks.keys(TOKENS), np.zeros((1, SIZE), np.uint8), start=-1)
+    with pytest.raises(kvhive.OutOfRangeError, match="start -1: allowed"):
+        client.store_from(blocks.keys(TOKENS), np.zeros((1, SIZE), np.uint8), start=-1)
+    with pytest.raises(kvhive.WrongTypeError, match="hash 0 is .*str.*: allowed is bytes, in a sequence"):
+        blocks.keys_of_hashes(["a", "b"])  # type: ignore[list-item]
+    with pytest.raises(kvhive.WrongTypeError, match="hash 1 is .*int"):
+        blocks.keys_of_hashes([b"a", 7])  # type: ignore[list-item]
+    with pytest.raises(kvhive.WrongTypeError, match="keys are .*int"):
+        blocks.raw_keys(7)  # type: ignore[arg-type]
+
+
+def test_a_block_that_no_frame_holds_is_reported_with_both_sizes(client: kvhive.Client) -> None:
+    large = client.namespace("large", kvhive.Layout.opaque(2 << 20, 16))
+    report = client.store_from(large.keys(TOKENS).first(1), np.zeros(2 << 20, np.uint8))
+    assert report.failed == {
+        0: "no frame is large enough for it: the largest frames have 1048576 bytes (kvhive up --block-size); a block has 2097152 bytes"
+    }
+
+
+def test_a_tokens_line_ends_where_the_token_does(node: kvhive.EmbeddedNode) -> None:
+    for ending in (b"", b"\n", b"\r\n"):
+        kvhive.Client(node.coordinators, node.token + ending).close()
+    with pytest.raises(kvhive.UnauthorizedError):
+        kvhive.Client(node.coordinators, node.token + b"\n\n")
+
+
+def test_what_is_no_control_port_is_told_at_once(node: kvhive.EmbeddedNode) -> None:
+    assert node.admin_address is not None
+    with pytest.raises(kvhive.UnreachableError, match="not a kvhive frame"):
+        kvhive.Client(node.admin_address, node.token, request_timeout=600)
 
 
 def test_a_layout_is_a_value() -> None:
@@ -214,10 +257,10 @@ def test_who_cannot_connect_learns_why(node: kvhive.EmbeddedNode) -> None:
         kvhive.Client("127.0.0.1:1", node.token, connect_timeout=0.2, request_timeout=0.2)
     with pytest.raises(kvhive.TlsError, match="nowhere"):
         kvhive.Client(node.coordinators, node.token, tls=kvhive.Tls("/nowhere", "/nowhere", "/nowhere"))
-    for wrong in ("127.0.0.1", "http://127.0.0.1", "", ["127.0.0.1:7801", "here:port"]):
+    for wrong in ("127.0.0.1", "http://127.0.0.1", "http://127.0.0.1:7801", "", ["127.0.0.1:7801", "here:port"]):
         with pytest.raises(kvhive.MisuseError, match="allowed is host:port"):
             kvhive.Client(wrong, node.token)
-    for nothing in ("", b"", " \n"):
+    for nothing in ("", b"", " \n", b"\n"):
         with pytest.raises(kvhive.MisuseError, match="the token is empty"):
             kvhive.Client(node.coordinators, nothing)
     with pytest.raises(TypeError, match="unknown options"):

@@ -37,6 +37,14 @@ def test_an_engine_finds_what_another_has_computed(member: KVCacheConfig) -> Non
     assert again["cache_hit"] and again["result"] == first["result"]
 
 
+def test_blocks_that_the_clusters_frames_do_not_hold_are_warned_of(member: KVCacheConfig) -> None:
+    large = replace(member, head_dim=member.head_dim * 32)
+    said = f"blocks of {large.block_bytes} bytes are not stored on devices whose largest frame has 65536"
+    assert large.block_bytes > 65536
+    with pytest.warns(RuntimeWarning, match=said), UltraAdaptiveKVCacheEngine(large):
+        pass
+
+
 def test_who_asks_for_nccl_is_told_that_blocks_come_over_tcp(member: KVCacheConfig) -> None:
     with pytest.warns(RuntimeWarning, match="TCP"):
         engine = UltraAdaptiveKVCacheEngine(replace(member, distributed_backend="nccl"))

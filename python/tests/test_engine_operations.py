@@ -1,5 +1,8 @@
 """What runs an engine's cache: forecasts, prefetching, scaling and balancing."""
 
+import socket
+from typing import Any
+
 import kvhive
 import numpy as np
 import pytest
@@ -7,11 +10,14 @@ from conftest import STORY, ask, small_engine
 
 from kvhive.engine import (
     AutoScaler,
+    BaseKVCache,
     CachePrefetcher,
     MultiGPULoadBalancer,
     UltraAdaptiveKVCacheEngine,
     WorkloadPredictor,
+    create_kv_cache_engine,
 )
+from kvhive.engine import admin
 from kvhive.simulate import replay
 
 
@@ -93,3 +99,23 @@ def test_an_engine_grows_by_nodes_and_shrinks_without_losing_blocks() -> None:
             AutoScaler(engine, most=1).scale_up()
     with pytest.raises(ValueError, match="most is 0"):
         AutoScaler(engine, most=0)
+
+
+def test_what_is_no_engine_or_no_configuration_is_refused() -> None:
+    takers: list[Any] = [create_kv_cache_engine, UltraAdaptiveKVCacheEngine, BaseKVCache]
+    for take in takers:
+        with pytest.raises(kvhive.WrongTypeError, match=r"config is \{'num_heads': 2\}: a KVCacheConfig or None is allowed"):
+            take({"num_heads": 2})
+    made: list[Any] = [AutoScaler, MultiGPULoadBalancer, CachePrefetcher]
+    for take in made:
+        with pytest.raises(kvhive.WrongTypeError, match="engine is 5: an UltraAdaptiveKVCacheEngine is allowed"):
+            take(5)
+
+
+def test_an_admin_api_that_is_gone_is_unreachable() -> None:
+    with socket.socket() as taken:
+        # Bound and not listened at: nobody else's, and refused.
+        taken.bind(("127.0.0.1", 0))
+        gone = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(kvhive.UnreachableError, match=f"GET /v1/scaling at {gone}"):
+            admin.ask(gone, b"token", None, "/v1/scaling")

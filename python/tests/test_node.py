@@ -79,7 +79,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"block_bytes": 0}, "block_bytes"),
     ({"block_bytes": [8192, 4096]}, "name sizes above 0, growing"),
     ({"memory": 10}, "holds no frame of 4096 bytes"),
-    ({"devices": 0}, "0 devices"),
+    ({"devices": 0}, "devices 0: allowed is a whole number from 1"),
+    ({"memory": -1}, "memory -1: allowed is a whole number from 1"),
+    ({"gpu": -1}, "gpu -1: allowed is a whole number from 0"),
+    ({"block_bytes": [4096, -1]}, "block_bytes -1: allowed is a whole number from 0"),
     ({"strategy": "best"}, 'strategy "best": allowed is'),
     ({"gc_threshold": 2.0}, "gc_threshold 2: allowed is 0.001 to 1"),
     ({"disk": 1 << 20}, "disk_folder is not set"),
@@ -98,6 +101,13 @@ def test_a_wrong_setup_is_named(setup: dict[str, Any], why: str) -> None:
     with pytest.raises(kvhive.NodeSetupError, match=why) as raised:
         kvhive.EmbeddedNode(**({"memory": 1 << 20, "block_bytes": SIZE} | setup))
     assert isinstance(raised.value, ValueError)
+
+
+def test_a_setup_of_a_wrong_type_is_named() -> None:
+    for given, why in (({"memory": "64MiB"}, "memory '64MiB': allowed is a whole number"), ({"block_bytes": "4KiB"}, "block_bytes '4KiB'")):
+        with pytest.raises(kvhive.WrongTypeError, match=why) as raised:
+            kvhive.EmbeddedNode(**({"memory": 1 << 20, "block_bytes": SIZE} | given))  # type: ignore[arg-type]
+        assert isinstance(raised.value, TypeError) and isinstance(raised.value, kvhive.KvHiveError)
 
 
 def test_who_cannot_join_a_cluster_learns_why_at_once(node: kvhive.EmbeddedNode) -> None:

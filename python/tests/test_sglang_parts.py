@@ -130,7 +130,7 @@ def test_settings_that_are_wrong_are_refused(tmp_path: Path) -> None:
         ({"tenant": ""}, "tenant=''"),
         ({"weights": ""}, "weights=''"),
         ({"token": "secret"}, "one of them goes with coordinators"),
-        ({"directory": str(tmp_path)}, "directory: it says where coordinators are"),
+        ({"directory": str(tmp_path)}, "directory, coordinators: both say which cluster it is"),
     ]
     for given, message in wrong:
         with pytest.raises(kvhive.MisuseError, match=message):

@@ -151,7 +151,9 @@ def test_a_block_that_no_frame_holds_is_told_of(node: kvhive.EmbeddedNode) -> No
     planner.scheduled("r", [[1, 2]], True, TOKENS + 1, hashes("g", 1))
     worker.step(planner, {1: 1})
     assert worker.courier.flush(PATIENCE_SECONDS)
-    assert worker.courier.trouble() == "a block of 2097152 bytes is not stored: no frame is large enough for it"
+    assert worker.courier.trouble() == (
+        "a block of 2097152 bytes is not stored: no frame is large enough for it: the largest frames have 1048576 bytes (kvhive up --block-size)"
+    )
     assert dict(worker.courier.figures())["blocks_lost"] == 1
 
 

@@ -330,7 +330,13 @@ fn a_cache_that_is_gone_costs_time_and_no_answer() {
         cluster.signal("node-1", "KILL");
         let without = serve().await;
         assert_eq!((without.cached_tokens, &without.tokens), (0, &before.tokens));
-        assert!(engine.stats().cache_failures > 0);
+        assert!(engine.stats().cache_failures > 0 && !engine.stats().is_resting);
+        // Who did not answer twice is not waited for by everybody after that; what was computed is not sent there either.
+        serve().await;
+        assert!(engine.stats().is_resting);
+        let failures = engine.stats().cache_failures;
+        assert_eq!(serve().await.tokens, before.tokens);
+        assert!(engine.stats().cache_failures > failures);
         engine.settled().await;
     });
 }

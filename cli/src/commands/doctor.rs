@@ -16,7 +16,9 @@ use control::Dialled;
 use engines::Interpreter;
 use finding::{Finding, State};
 use gpus::Gpus;
+use kvhive_client::FrameRoom;
 use kvhive_config::Bytes;
+use kvhive_protocol::Layout;
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -45,7 +47,7 @@ pub(crate) struct Doctor {
     /// Interpreter of the engines, whose packages are looked at [default: python3, if there is one]
     #[arg(long, value_name = "PROGRAM")]
     python: Option<PathBuf>,
-    /// File that says how an engine's blocks are named: prints their layout's fingerprint and size
+    /// File that says how an engine's blocks are named: prints their layout's fingerprint and size, and whether the cluster's frames hold them
     #[arg(long, value_name = "FILE")]
     blocks_file: Option<PathBuf>,
     /// Print the report as JSON
@@ -66,7 +68,8 @@ impl Doctor {
         findings.extend(cluster::look(&self.target, &self.dialled));
         findings.extend(interpreter.look());
         if let Some(file) = &self.blocks_file {
-            findings.push(layout(&Naming::read(file)?));
+            let naming = Naming::read(file)?;
+            findings.push(judged(naming.layout, self.dialled.frame_room(&self.target)));
         }
         let failed = findings.iter().filter(|finding| finding.state == State::Fails).count();
         let warned = findings.iter().filter(|finding| finding.state == State::Warns).count();
@@ -103,10 +106,10 @@ fn tabled(findings: &[Finding]) -> comfy_table::Table {
     table
 }
 
-/// Tells what blocks of a layout are.
-fn layout(naming: &Naming) -> Finding {
-    let fingerprint = naming.layout.fingerprint();
-    let Some(bytes) = naming.layout.block_bytes() else {
+/// Tells what blocks of a layout are, and whether frames of the cluster's nodes hold them.
+fn judged(layout: Layout, room: Option<FrameRoom>) -> Finding {
+    let fingerprint = layout.fingerprint();
+    let Some(bytes) = layout.block_bytes() else {
         return Finding::fails(
             "engine",
             "layout",
@@ -123,12 +126,34 @@ fn layout(naming: &Naming) -> Finding {
             "no message carries such a block: take fewer tokens a block",
         );
     }
+    let Some(room) = room else { return Finding::holds("engine", "layout", found) };
+    let found = format!("{found}; the largest frames of the cluster's devices have {room}");
+    let advice = "a block that no frame holds is stored nowhere: give nodes frames of a block's size, `kvhive up --block-size` or \
+                  [[size_class]] in their files, or take fewer tokens a block";
+    if bytes > room.most {
+        return Finding::fails("engine", "layout", found, advice);
+    }
+    if bytes > room.least {
+        return Finding::warns("engine", "layout", found, advice);
+    }
     Finding::holds("engine", "layout", found)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_block_that_frames_do_not_hold_is_told_with_both_sizes() {
+        let layout = Layout::opaque(1 << 20, 16);
+        let judged = |least, most| judged(layout, Some(FrameRoom { least, most }));
+        let (fails, warns) = (judged(65_536, 65_536), judged(65_536, 1 << 20));
+        assert_eq!(
+            [fails.state, warns.state, judged(1 << 20, 1 << 21).state],
+            [State::Fails, State::Warns, State::Holds]
+        );
+        assert!(fails.found.contains("1.0 MiB a block") && fails.found.contains("65536 bytes"), "{fails:?}");
+    }
 
     #[test]
     fn what_is_said_at_length_makes_the_table_longer_and_not_wider() {

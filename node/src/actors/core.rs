@@ -52,8 +52,8 @@ pub(crate) enum DeviceMessage {
     ReserveFree { tenant: TenantId, blocks: Vec<(StoreBlock, Slot)>, reply: Reply<Vec<Option<Reserved>>> },
     /// The engine expects this of the session of these blocks; the answer says how many are here.
     Release { tenant: TenantId, runs: Vec<Run>, keys: KeyList, hint: Hint, reply: Reply<u32> },
-    /// How do the strategies do? Those that choose may have to do so now.
-    Strategies { adjust: bool, reply: Reply<Vec<StrategyReport>> },
+    /// How do the strategies do? Those that choose may have to do so now. With `of_sizes`, of sizes too in which nothing was ranked.
+    Strategies { adjust: bool, of_sizes: bool, reply: Reply<Vec<StrategyReport>> },
     /// What happens to the blocks of this tenant, or of all?
     Watch { tenant: Option<TenantId>, ask: WatchAsk, reply: Reply<WatchAnswer> },
     /// Make these blocks visible.
@@ -402,7 +402,12 @@ impl DeviceCore {
             DeviceMessage::Release { tenant, runs, keys, hint, reply } => {
                 reply.send(self.shard.release(self.view.now(), tenant, &runs, &keys, hint));
             }
-            DeviceMessage::Strategies { adjust, reply } => reply.send(self.shard.strategies(adjust)),
+            DeviceMessage::Strategies { adjust, of_sizes: false, reply } => {
+                reply.send(self.shard.strategies(adjust));
+            }
+            DeviceMessage::Strategies { adjust, of_sizes: true, reply } => {
+                reply.send(self.shard.strategies_of_sizes(adjust));
+            }
             DeviceMessage::Watch { tenant, ask, reply } => {
                 // No stream of a shard before this one, nor of one before a restart, had this number.
                 let fresh = RandomState::new().hash_one(self.index);

@@ -350,8 +350,8 @@ async fn strategies(
     let serving = plane.view.serves(role)?;
     admitted(&serving, request.epoch, request.device)?;
     let adjust = request.adjust;
-    let reports =
-        plane.ask(&Span::NONE, request.device, |reply| DeviceMessage::Strategies { adjust, reply }).await?;
+    let ask = |reply| DeviceMessage::Strategies { adjust, of_sizes: true, reply };
+    let reports = plane.ask(&Span::NONE, request.device, ask).await?;
     Ok(DataReply::Strategies { epoch: serving.map.epoch, reports })
 }
 

@@ -6,6 +6,8 @@ use super::compute::NewBlock;
 use super::model::Model;
 use super::serve::Engine;
 use kvhive_client::{ClientError, NamespaceClient, Prefix, StoreOptions, StoreOutcome, StoreReport};
+use kvhive_engines::rest::Rest;
+use kvhive_protocol::Moment;
 use kvhive_protocol::data::{About, Hint, Refusal};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -44,6 +46,28 @@ impl<M: Model> Engine<M> {
         named.ok()
     }
 
+    /// Says whether the cluster is asked now: one that did not answer twice in a row is left alone, so that each request does not wait
+    /// anew to learn it. Whoever is let through says what came of it.
+    fn may_ask(&self) -> bool {
+        let may = lock(&self.parts.rest).lets(self.now());
+        if !may {
+            self.failed();
+        }
+        may
+    }
+
+    fn note(&self, is_answered: bool) {
+        let (now, mut rest) = (self.now(), lock(&self.parts.rest));
+        match is_answered {
+            true => rest.answered(),
+            false => rest.failed(now),
+        }
+    }
+
+    fn now(&self) -> Moment {
+        Moment::from_nanos(u64::try_from(self.parts.begun.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+
     pub(super) fn within(&self, named: &Named) -> NamespaceClient {
         named.space.within(self.parts.config.cache_wait)
     }
@@ -65,9 +89,15 @@ impl<M: Model> Engine<M> {
     }
 
     async fn fetch(&self, named: &Named, wanted: &Prefix, stages: &mut Stages) -> Vec<Bytes> {
+        if !self.may_ask() {
+            return Vec::new();
+        }
+        let scout = Scout { rest: &self.parts.rest };
         let (space, begun) = (self.within(named), Instant::now());
         let matched = space.match_prefix(wanted).await;
+        drop(scout);
         stages.matching = begun.elapsed();
+        self.note(matched.as_ref().is_ok_and(|found| found.covered > 0 || found.unreachable == 0));
         if matched.as_ref().map_or(true, |found| found.unreachable > 0) {
             self.failed();
         }
@@ -83,6 +113,10 @@ impl<M: Model> Engine<M> {
 
     /// Has new blocks be stored, behind what comes next or, where nothing may wait, now.
     pub(super) async fn keep(&self, named: &Named, start: usize, new: Vec<NewBlock>, about: About) {
+        if lock(&self.parts.rest).is_resting() {
+            self.failed();
+            return;
+        }
         let keys = &named.prefix.keys()[start..start + new.len()];
         let waiting = keys.iter().copied().zip(new.iter().map(|block| block.comes_back.clone())).collect();
         let store = self.store(named, start, new, about);
@@ -131,6 +165,17 @@ impl<M: Model> Engine<M> {
     /// Counts a call of the cache that failed.
     pub(super) fn failed(&self) {
         self.parts.figures.cache_failures.fetch_add(1, Relaxed);
+    }
+}
+
+/// Whoever was let through to a cluster that is left alone, until it says what came of that: also where its request is given up.
+struct Scout<'a> {
+    rest: &'a Mutex<Rest>,
+}
+
+impl Drop for Scout<'_> {
+    fn drop(&mut self) {
+        lock(self.rest).gave_up();
     }
 }
 

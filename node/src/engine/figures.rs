@@ -33,6 +33,8 @@ pub struct EngineStats {
     pub hits: u64,
     /// Times that the cache did not do what it was asked; each was gone on without.
     pub cache_failures: u64,
+    /// Whether the cluster is left alone just now, because it did not answer: requests are computed without it meanwhile.
+    pub is_resting: bool,
     /// Tokens of all prompts.
     pub prompt_tokens: u64,
     /// Those that were found.
@@ -59,6 +61,7 @@ impl Figures {
             requests: of(&self.requests),
             hits: of(&self.hits),
             cache_failures: of(&self.cache_failures),
+            is_resting: false,
             prompt_tokens: of(&self.prompt_tokens),
             cached_tokens: of(&self.cached_tokens),
             generated_tokens: of(&self.generated_tokens),

@@ -2,6 +2,7 @@
 
 use super::EngineError;
 use super::advice::{self, Advice, Sample, Setting, Target};
+use super::blocks::lock;
 use super::model::Model;
 use super::serve::{Engine, USERS};
 use super::turns::Turn;
@@ -95,5 +96,6 @@ impl<M: Model> Paused<M> {
     /// Goes on with another client, of a cluster that has these tenants.
     pub fn renew(&self, client: &Client, tenants: impl IntoIterator<Item = String>) {
         self.engine.parts.cache.renew(client, tenants);
+        lock(&self.engine.parts.rest).answered();
     }
 }

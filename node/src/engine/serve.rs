@@ -14,6 +14,7 @@ use super::worker::Worker;
 use super::{Answer, EngineConfig, EngineError, Request, Stages};
 use futures_util::future::join_all;
 use kvhive_client::{Client, codec};
+use kvhive_engines::rest::Rest;
 use kvhive_protocol::Layout;
 use kvhive_protocol::data::{About, Hint};
 use std::sync::atomic::Ordering::Relaxed;
@@ -49,6 +50,9 @@ pub(super) struct Parts<M> {
     sessions: Mutex<Sessions<Named>>,
     pub(super) history: Mutex<History<Named>>,
     pub(super) figures: Arc<Figures>,
+    /// Whether a cluster that does not answer is left alone.
+    pub(super) rest: Mutex<Rest>,
+    pub(super) begun: Instant,
 }
 
 /// A request of a batch that was looked at.
@@ -98,6 +102,8 @@ impl<M: Model> Engine<M> {
             sessions: Mutex::default(),
             history: Mutex::default(),
             figures: Arc::default(),
+            rest: Mutex::default(),
+            begun: Instant::now(),
         };
         Ok(Engine { parts: Arc::new(parts) })
     }
@@ -220,7 +226,8 @@ impl<M: Model> Engine<M> {
 
     /// Returns what it has done.
     pub fn stats(&self) -> EngineStats {
-        self.parts.figures.read()
+        let is_resting = lock(&self.parts.rest).is_resting();
+        EngineStats { is_resting, ..self.parts.figures.read() }
     }
 
     /// Returns the model.

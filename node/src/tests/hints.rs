@@ -7,7 +7,7 @@ use kvhive_cache::{Reason, ShardStats};
 use kvhive_protocol::data::{
     About, Ack, DataReply, DataRequest, Hint, MAX_KEYS_PER_RELEASE, Stored, StrategiesRequest,
 };
-use kvhive_protocol::strategy::Reason as Choice;
+use kvhive_protocol::strategy::{Reason as Choice, StrategyReport};
 use kvhive_protocol::{DeviceId, Epoch, TenantId, WireError};
 use kvhive_wire::Fault;
 
@@ -99,7 +99,10 @@ async fn a_node_says_what_its_strategies_have_chosen_and_chooses_when_asked() {
             other => panic!("answered by {other:?}"),
         }
     };
-    assert_eq!(ask(&mut asker, false).await, [], "nothing was ranked");
+    let unused =
+        StrategyReport { tenant: None, frame_bytes: 4096, strategy: Strategy::Adaptive, choice: None };
+    assert_eq!(ask(&mut asker, false).await, [unused], "nothing was ranked; the sizes of frames are told");
+    assert!(node.stats().strategies.is_empty());
     asker.store(&[Block::new(1, 4096)], Ack::Primary).await.expect("an answer");
     for adjust in [false, true] {
         let reports = ask(&mut asker, adjust).await;

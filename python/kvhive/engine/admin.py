@@ -10,7 +10,7 @@ import urllib.error
 import urllib.request
 from typing import Any
 
-from kvhive import RefusedError
+from kvhive import MisuseError, RefusedError, UnreachableError
 from kvhive.access import Tls
 
 
@@ -19,10 +19,11 @@ def ask(
 ) -> bytes:
     """Asks it, and returns what it answers.
 
-    :raises kvhive.RefusedError: when it says no, or cannot be reached.
+    :raises kvhive.RefusedError: when it says no.
+    :raises kvhive.UnreachableError: when it does not answer.
     """
     if address is None:
-        raise RefusedError("the cluster's admin API is unknown: say admin_address in the configuration")
+        raise MisuseError("admin_address is None: the cluster's admin API is unknown; say admin_address in the configuration")
     scheme = "http" if tls is None else "https"
     content = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(f"{scheme}://{address}{path}", content, method=method)
@@ -39,4 +40,4 @@ def ask(
     except urllib.error.HTTPError as error:
         raise RefusedError(f"{method} {path} at {address}: {error.read().decode(errors='replace')}") from error
     except (OSError, http.client.HTTPException) as error:
-        raise RefusedError(f"{method} {path} at {address}, which is to be the admin API: {error}") from error
+        raise UnreachableError(f"{method} {path} at {address}, which is to be the admin API: {error}") from error

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kvhive import Client, EmbeddedNode, KvHiveError, Layout, MisuseError, Namespace
+from kvhive import Client, ClosedError, EmbeddedNode, KvHiveError, Layout, MisuseError, Namespace
 from kvhive._native import Connection
 from kvhive.access import StrPath
 from kvhive.codec import stored_bytes
@@ -58,12 +58,29 @@ class Backing:
         self._more: list[EmbeddedNode] = []
         self.node = self._start(None)
         self.client: Client = self.node.client()
+        if config.enable_distributed:
+            self._warn_of_frames(stacklevel=4)
         self._recalled: dict[str, int] = {}
         if config.enable_persistence and is_there(self._folder):
             try:
                 self._recalled = self.load(None)
             except OSError as error:
                 warnings.warn(f"begins empty: {error}", RuntimeWarning, stacklevel=4)
+
+    def _warn_of_frames(self, stacklevel: int) -> None:
+        """Says so, where not all devices of the cluster have frames for the blocks: they are stored nowhere else, and nothing fails."""
+        try:
+            room = self.connection.frame_room().wait()
+        except KvHiveError:
+            return
+        largest = max(self._frames)
+        if room is not None and room[0] < largest:
+            warnings.warn(
+                f"blocks of {largest} bytes are not stored on devices whose largest frame has {room[0]}: give the cluster's nodes frames "
+                "of a block's size (kvhive up --block-size), or take a smaller block_size",
+                RuntimeWarning,
+                stacklevel=stacklevel + 1,
+            )
 
     def recall(self) -> dict[str, int]:
         """Returns the notes that were persisted with what this one began with."""
@@ -217,7 +234,8 @@ class Backing:
     def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         """Asks the coordinator's admin API, and returns what it answers.
 
-        :raises kvhive.RefusedError: when it says no, or cannot be reached.
+        :raises kvhive.RefusedError: when it says no.
+        :raises kvhive.UnreachableError: when it does not answer.
         """
         with self._life.used():
             return json.loads(self._admin(path, method, body))
@@ -229,16 +247,16 @@ class Backing:
     def scale(self, by: int, most: int) -> int:
         """Adds nodes, or takes as many away; returns how many there are, or in a cluster how many are asked for.
 
-        :raises ValueError: when that would be none, or more than ``most``.
+        :raises kvhive.MisuseError: when that would be none, or more than ``most``.
         """
         with self._scaling:
             self._check_open()
             is_alone = not self._config.enable_distributed
             size = 1 + len(self._more) if is_alone else int(self.ask("GET", "/v1/scaling")["target"])
             if size + by < 1:
-                raise ValueError(f"there are {size - 1} nodes to take away, not {-by}: the first one stays")
+                raise MisuseError(f"there are {size - 1} nodes to take away, not {-by}: the first one stays")
             if size + by > most:
-                raise ValueError(f"{size + by} nodes are more than {most}, which are the most")
+                raise MisuseError(f"{size + by} nodes are more than {most}, which are the most")
             if not is_alone:
                 return int(self.ask("POST", "/v1/scaling", {"size": size + by})["target"])
             for _ in range(by):
@@ -274,7 +292,7 @@ class Backing:
 
     def _check_open(self) -> None:
         if self._is_closed:
-            raise RuntimeError("this has been closed")
+            raise ClosedError("this has been closed")
 
     def close(self, notes: dict[str, int]) -> None:
         """Persists, where that is wanted, and ends node and client. Again, it does nothing."""

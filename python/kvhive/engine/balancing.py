@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from .backing import Backing
-from .engine import UltraAdaptiveKVCacheEngine
+from .engine import UltraAdaptiveKVCacheEngine, backing_of
 
 
 class MultiGPULoadBalancer:
     """How evenly devices are read, and evening that out: slots that are read much get more replicas, or go elsewhere."""
 
     def __init__(self, engine: UltraAdaptiveKVCacheEngine) -> None:
-        self._backing: Backing = engine.backing
+        self._backing: Backing = backing_of(engine)
 
     def balance_load(self, *, dry_run: bool = False) -> dict[str, Any]:
         """Has the coordinator spread load now. Returns ``changes``, each with its reason, ``busiest_to_mean`` before and after, whether they

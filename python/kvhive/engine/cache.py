@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from kvhive import Layout, Namespace, Prefix
+from kvhive import Layout, MisuseError, Namespace, Prefix, WrongTypeError
 
 from .backing import Backing, memory_used, ranker
 from .behind import Behind
-from .config import CacheStrategy, KVCacheConfig
+from .config import CacheStrategy, KVCacheConfig, checked
 from .counts import Counts, share
 from .values import Value, codec_of, decoded, encoded, given, taken
 
@@ -57,8 +57,7 @@ class BaseKVCache(_Module):
 
     def __init__(self, config: KVCacheConfig | None = None) -> None:
         super().__init__()
-        self.config = config or KVCacheConfig()
-        self.config.validate()
+        self.config = checked(config)
         # A strategy that shrinks cold pieces needs somewhere smaller to put them.
         shrinks = self.config.strategy in (CacheStrategy.COMPRESSED, CacheStrategy.QUANTIZED)
         frames = {_PIECE_BYTES // 2: 1, _PIECE_BYTES: 1} if shrinks else {_PIECE_BYTES: 1}
@@ -73,7 +72,7 @@ class BaseKVCache(_Module):
 
         With ``non_blocking`` this returns at once; :meth:`retrieve` finds it from then on, :meth:`flush` waits until the node has it.
 
-        :raises TypeError: when the key is none of the kinds above, or the value holds no numbers.
+        :raises kvhive.WrongTypeError: when the key is none of the kinds above, or the value holds no numbers.
         """
         name, value = _name(key), taken(value)
         self._counts.add(stores=1)
@@ -87,7 +86,7 @@ class BaseKVCache(_Module):
     def retrieve(self, key: object) -> Any:
         """Returns the tensor stored under a key; None when there is none, or it had to leave.
 
-        :raises TypeError: when the key is none of the kinds above.
+        :raises kvhive.WrongTypeError: when the key is none of the kinds above.
         """
         name = _name(key)
         waiting = self._behind.find([name]).get(name) if self._behind is not None else None
@@ -232,7 +231,7 @@ class AdaptiveKVCache(BaseKVCache):
     def __init__(self, config: KVCacheConfig | None = None) -> None:
         config = config or KVCacheConfig()
         if config.strategy is not CacheStrategy.ADAPTIVE:
-            raise ValueError(f"cache_strategy is {config.cache_strategy!r}: of these, 'adaptive' is what adapts")
+            raise MisuseError(f"cache_strategy is {config.cache_strategy!r}: of these, 'adaptive' is what adapts")
         super().__init__(config)
 
     def adjust_strategy(self) -> list[dict[str, Any]]:
@@ -303,7 +302,7 @@ def _spelled(key: object) -> bytes:
         array = taken(key)
     except TypeError:
         what = type(key).__name__
-        raise TypeError(f"a key is text, bytes, a whole number, an array or a sequence of those, not {what}") from None
+        raise WrongTypeError(f"a key is text, bytes, a whole number, an array or a sequence of those, not {what}") from None
     return _tagged(b"a", f"{array.dtype}{array.array.shape}".encode()) + _tagged(b"v", array.array.tobytes())
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kvhive import addresses
+from kvhive import MisuseError, WrongTypeError, addresses
 from kvhive.access import Tls
 from kvhive.client import Codec
 
@@ -50,7 +50,7 @@ class KVCacheConfig:
     524288
     >>> KVCacheConfig(block_size=0)
     Traceback (most recent call last):
-    ValueError: block_size is 0: a whole number from 1 to 65536 is allowed
+    kvhive.errors.MisuseError: block_size is 0: a whole number from 1 to 65536 is allowed
     """
 
     #: KV heads of one layer.
@@ -127,7 +127,7 @@ class KVCacheConfig:
     def validate(self) -> None:
         """Checks every value, and turns names into what they name.
 
-        :raises ValueError: naming the field, its value and what is allowed.
+        :raises kvhive.MisuseError: naming the field, its value and what is allowed.
         """
         for name, most in (
             ("num_heads", 4096),
@@ -240,10 +240,10 @@ class KVCacheConfig:
         return allowed
 
     def _refuse(self, name: str, allowed: str) -> None:
-        raise ValueError(f"{name} is {getattr(self, name)!r}: {allowed}")
+        raise MisuseError(f"{name} is {getattr(self, name)!r}: {allowed}")
 
     def _check_addresses(self) -> None:
-        for name in ("listen_address", "advertise_address"):
+        for name in ("listen_address", "advertise_address", "cluster_address", "token_file", "tls", "admin_address"):
             if getattr(self, name) is not None and not self.enable_distributed:
                 self._refuse(name, "it goes with enable_distributed")
         single = ("admin_address", "listen_address", "advertise_address")
@@ -294,3 +294,16 @@ class KVCacheConfig:
 
 #: The lowest ratio that lossless compression is asked for: what it reaches on tensors of 16 bits is 0.6 to 0.9.
 _LOSSLESS_RATIO = 0.7
+
+
+def checked(config: KVCacheConfig | None) -> KVCacheConfig:
+    """Returns a configuration that may be taken; as usual :class:`KVCacheConfig` with nothing said.
+
+    :raises kvhive.MisuseError: when it is none, or has a value that is not allowed.
+    """
+    if config is None:
+        return KVCacheConfig()
+    if not isinstance(config, KVCacheConfig):
+        raise WrongTypeError(f"config is {config!r}: a KVCacheConfig or None is allowed")
+    config.validate()
+    return config

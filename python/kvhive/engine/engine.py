@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Self
 
-from kvhive import Layout, _native
+from kvhive import Layout, MisuseError, WrongTypeError, _native
 from kvhive._native import Connection
 from kvhive.access import StrPath
 from kvhive.aio import drive
@@ -17,6 +17,7 @@ from kvhive.aio import drive
 from .asked import Asked
 from .backing import Backing, frames_of
 from .config import KVCacheConfig
+from .config import checked as checked_config
 from .figures import figures
 from .model import Model, SeededTransformer
 from .requests import Answer, Request, checked, told
@@ -52,9 +53,7 @@ class UltraAdaptiveKVCacheEngine:
     """
 
     def __init__(self, config: KVCacheConfig | None = None, *, model: Model | None = None) -> None:
-        self.config = config or KVCacheConfig()
-        self.config.validate()
-        config = self.config
+        self.config = config = checked_config(config)
         self.model: Model = model or SeededTransformer(config)
         layout = Layout(
             layers=config.num_layers,
@@ -90,7 +89,7 @@ class UltraAdaptiveKVCacheEngine:
     async def process_request(self, request: Request) -> Answer:
         """Answers a request.
 
-        :raises ValueError: when the request cannot be served as it is: what is wrong, its value and what is allowed.
+        :raises kvhive.MisuseError: when the request cannot be served as it is: what is wrong, its value and what is allowed.
         """
         asked = checked(request, self.config)
         return told(await drive(self._native.serve(asked)), asked, self.config.enable_profiling)
@@ -100,11 +99,11 @@ class UltraAdaptiveKVCacheEngine:
 
         Requests that begin alike are served one after the other, ``batch_size`` in line at a time.
 
-        :raises ValueError: when one cannot be served as it is; none is served then. What the model raises of one is raised when all
+        :raises kvhive.MisuseError: when one cannot be served as it is; none is served then. What the model raises of one is raised when all
             others have been served.
         """
         if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}: 1 and more is allowed")
+            raise MisuseError(f"batch_size is {batch_size}: 1 and more is allowed")
         asked = [checked(request, self.config) for request in requests]
         answers = await drive(self._native.serve_all(asked, batch_size))
         served: list[Answer] = []
@@ -181,7 +180,7 @@ class UltraAdaptiveKVCacheEngine:
         under the new settings, because blocks that were rounded and those that were not go by different keys.
 
         :param whole_cluster: in a cluster the tenants' strategy is not this engine's alone, and nothing is changed unless this says so.
-        :raises ValueError: when the target is none of these.
+        :raises kvhive.MisuseError: when the target is none of these.
         """
         is_advice = self.config.enable_distributed and not whole_cluster
         backing = self._backing
@@ -256,3 +255,13 @@ class UltraAdaptiveKVCacheEngine:
         self._connection = connection
         # Rules of then may name another strategy.
         pause.set_strategy(self._backing.strategy).wait()
+
+
+def backing_of(engine: UltraAdaptiveKVCacheEngine) -> Backing:
+    """Returns what an engine's blocks lie behind.
+
+    :raises kvhive.WrongTypeError: when it is no engine.
+    """
+    if not isinstance(engine, UltraAdaptiveKVCacheEngine):
+        raise WrongTypeError(f"engine is {engine!r}: an UltraAdaptiveKVCacheEngine is allowed")
+    return engine.backing

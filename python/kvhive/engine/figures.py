@@ -35,5 +35,6 @@ def figures(engine: dict[str, float], node: dict[str, Any], strategy: str) -> di
         "pinned_bytes": node["pinned_bytes"],
         "transport": "tcp",
         "cache_failures": int(engine["cache_failures"]),
+        "is_resting": bool(engine["is_resting"]),
         "node": node,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -18,6 +19,10 @@ _CLUSTER = "cluster.backup"
 _BLOCKS = "blocks"
 #: What whoever uses the node wants to know again.
 _NOTES = "notes.json"
+
+
+#: What a copy is called.
+_COPY = re.compile(rb"[0-9a-f]{16}")
 
 
 class Copy:
@@ -58,6 +63,7 @@ def current(folder: Path) -> Copy:
     """Returns what was persisted last.
 
     :raises FileNotFoundError: when nothing was.
+    :raises OSError: when it cannot be told.
     """
     path = _current(folder)
     if path is None or not (path / _BLOCKS).exists():
@@ -69,7 +75,11 @@ def replace(folder: Path, write: Callable[[Copy], None]) -> None:
     """Has a new copy be written, and lets go of the one before when all of it is there. Of one that fails nothing stays."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / secrets.token_hex(8)
-    before = _current(folder)
+    try:
+        before = _current(folder)
+    except OSError:
+        # What cannot be found any more is nothing that a new copy takes the place of.
+        before = None
     try:
         path.mkdir(mode=0o700)
         write(Copy(path))
@@ -83,10 +93,12 @@ def replace(folder: Path, write: Callable[[Copy], None]) -> None:
 
 def _current(folder: Path) -> Path | None:
     try:
-        name = (folder / _CURRENT).read_text()
+        name = (folder / _CURRENT).read_bytes()
     except FileNotFoundError:
         return None
-    return folder / Path(name).name
+    if not _COPY.fullmatch(name):
+        raise OSError(f"{folder / _CURRENT} is damaged: it does not name a copy")
+    return folder / name.decode()
 
 
 def _write_whole(path: Path, content: bytes) -> None:

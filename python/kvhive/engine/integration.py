@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from .config import CacheStrategy, KVCacheConfig
+from .config import CacheStrategy, KVCacheConfig, checked
 from .engine import UltraAdaptiveKVCacheEngine
 from .model import Model
 
@@ -20,9 +20,9 @@ def create_kv_cache_engine(
 
     :param config: as usual :class:`KVCacheConfig` with nothing said.
     :param strategy: wins over the configuration's.
-    :raises ValueError: when a value is not allowed.
+    :raises kvhive.MisuseError: when a value is not allowed.
     """
-    config = config or KVCacheConfig()
+    config = checked(config)
     if strategy is not None:
         config = dataclasses.replace(config, cache_strategy=strategy)
     return UltraAdaptiveKVCacheEngine(config, model=model)
@@ -35,7 +35,7 @@ class TruthGPTIntegration:
     def create_engine_for_truthgpt(max_tokens: int = 16384, *, model: Model | None = None) -> UltraAdaptiveKVCacheEngine:
         """Makes an engine for long conversations: ``interactive``, adaptive, with as many tokens as are asked for.
 
-        :raises ValueError: when ``max_tokens`` is not allowed.
+        :raises kvhive.MisuseError: when ``max_tokens`` is not allowed.
         """
         config = KVCacheConfig(max_tokens=max_tokens, cache_mode="interactive")
         return UltraAdaptiveKVCacheEngine(config, model=model)

@@ -7,6 +7,8 @@ from typing import Protocol
 
 import numpy as np
 
+from kvhive import MisuseError
+
 from .config import KVCacheConfig
 from .tensors import KV, Float32, from_float32, to_float32
 
@@ -62,7 +64,7 @@ class SeededTransformer:
 
     def __init__(self, config: KVCacheConfig, seed: int = 0) -> None:
         if config.head_dim % 2:
-            raise ValueError(f"head_dim is {config.head_dim}: rotary positions need an even one")
+            raise MisuseError(f"head_dim is {config.head_dim}: rotary positions need an even one")
         self._config = config
         self._seed = seed
         rng = np.random.default_rng(seed)

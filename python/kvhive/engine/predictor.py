@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from weakref import WeakKeyDictionary
 
+from kvhive import MisuseError
 from kvhive._native import Predictor
 
 from .engine import UltraAdaptiveKVCacheEngine
@@ -45,9 +46,9 @@ class WorkloadPredictor:
         """
         for name, value in (("asked", asked), ("covered", covered), ("new_bytes", new_bytes)):
             if value < 0:
-                raise ValueError(f"{name} is {value}: 0 and more is allowed")
+                raise MisuseError(f"{name} is {value}: 0 and more is allowed")
         if covered > asked:
-            raise ValueError(f"covered is {covered}: at most asked, which is {asked}, is allowed")
+            raise MisuseError(f"covered is {covered}: at most asked, which is {asked}, is allowed")
         return self._predictor.update_pattern(int(time.time() if at is None else at), asked, covered, new_bytes)
 
     def observe(self, engine: UltraAdaptiveKVCacheEngine) -> bool:
@@ -71,5 +72,5 @@ class WorkloadPredictor:
         :raises ValueError: when ``steps`` is below 1.
         """
         if steps < 1:
-            raise ValueError(f"steps is {steps}: 1 and more is allowed")
+            raise MisuseError(f"steps is {steps}: 1 and more is allowed")
         return self._predictor.forecast(steps)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .engine import UltraAdaptiveKVCacheEngine
+from .engine import UltraAdaptiveKVCacheEngine, backing_of
 
 
 class CachePrefetcher:
@@ -14,6 +14,7 @@ class CachePrefetcher:
     """
 
     def __init__(self, engine: UltraAdaptiveKVCacheEngine) -> None:
+        backing_of(engine)
         self._engine = engine
 
     def prefetch(self, keys: Sequence[str], *, tenant: str | None = None) -> int:

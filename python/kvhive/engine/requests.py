@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NotRequired, TypeAlias, TypedDict
 
+from kvhive import MisuseError, WrongTypeError
 from kvhive._native import EngineAnswer
 
 from .config import KVCacheConfig
@@ -44,26 +45,26 @@ class Answer(TypedDict):
 def checked(request: Request, config: KVCacheConfig) -> Asked:
     """Checks what of a request can be checked before its prompt is looked at.
 
-    :raises ValueError: naming what is wrong, its value and what is allowed.
+    :raises kvhive.MisuseError: naming what is wrong, its value and what is allowed.
     """
     if not isinstance(request, dict):
-        raise ValueError(f"a request is {request!r}: a dict is allowed, as in {{'text': 'Hello'}}")
+        raise WrongTypeError(f"a request is {request!r}: a dict is allowed, as in {{'text': 'Hello'}}")
     if unknown := sorted(map(str, request.keys() - Request.__annotations__.keys())):
-        raise ValueError(f"a request has {', '.join(unknown)}: allowed is {', '.join(Request.__annotations__)}")
+        raise MisuseError(f"a request has {', '.join(unknown)}: allowed is {', '.join(Request.__annotations__)}")
     text, priority = request.get("text"), request.get("priority", 0)
     if not isinstance(text, str):
-        raise ValueError(f"text is {text!r}: text is allowed")
+        raise MisuseError(f"text is {text!r}: text is allowed")
     if isinstance(priority, bool) or not isinstance(priority, int) or abs(priority) >= 1 << 32:
-        raise ValueError(f"priority is {priority!r}: a whole number is allowed")
+        raise MisuseError(f"priority is {priority!r}: a whole number is allowed")
     for name in ("session_id", "tenant"):
         if not isinstance(request.get(name), (str, type(None))) or request.get(name) == "":
-            raise ValueError(f"{name} is {request.get(name)!r}: text is allowed")
+            raise MisuseError(f"{name} is {request.get(name)!r}: text is allowed")
     tenant = request.get("tenant")
     if tenant is not None and not config.multi_tenant:
-        raise ValueError(f"tenant is {tenant!r}: an engine with multi_tenant=True knows tenants, this one has none")
+        raise MisuseError(f"tenant is {tenant!r}: an engine with multi_tenant=True knows tenants, this one has none")
     wanted = request.get("max_new_tokens")
     if wanted is not None and (isinstance(wanted, bool) or not isinstance(wanted, int) or not 1 <= wanted < 1 << 32):
-        raise ValueError(f"max_new_tokens is {wanted!r}: a whole number above 0 is allowed")
+        raise MisuseError(f"max_new_tokens is {wanted!r}: a whole number above 0 is allowed")
     return text, priority, wanted, tenant, request.get("session_id")
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from kvhive import MisuseError
+
 from .backing import Backing
-from .engine import UltraAdaptiveKVCacheEngine
+from .engine import UltraAdaptiveKVCacheEngine, backing_of
 
 
 class AutoScaler:
@@ -19,8 +21,8 @@ class AutoScaler:
 
     def __init__(self, engine: UltraAdaptiveKVCacheEngine, *, most: int = 8) -> None:
         if not 1 <= most <= 1024:
-            raise ValueError(f"most is {most}: 1 to 1024 is allowed")
-        self._backing: Backing = engine.backing
+            raise MisuseError(f"most is {most}: 1 to 1024 is allowed")
+        self._backing: Backing = backing_of(engine)
         self._most = most
         # A cluster has a policy of its own, which is its operators'.
         if not engine.config.enable_distributed:
@@ -40,19 +42,19 @@ class AutoScaler:
     def scale_up(self, nodes: int = 1) -> int:
         """Adds nodes; returns how many there are, or in a cluster how many are asked for.
 
-        :raises ValueError: when ``nodes`` is below 1, or there would be more than ``most``.
+        :raises kvhive.MisuseError: when ``nodes`` is below 1, or there would be more than ``most``.
         """
         return self._backing.scale(_checked(nodes), self._most)
 
     def scale_down(self, nodes: int = 1) -> int:
         """Takes nodes away, each after its blocks have gone to the others; the first one stays. Returns as :meth:`scale_up`.
 
-        :raises ValueError: when ``nodes`` is below 1, or so many are not there to take.
+        :raises kvhive.MisuseError: when ``nodes`` is below 1, or so many are not there to take.
         """
         return self._backing.scale(-_checked(nodes), self._most)
 
 
 def _checked(nodes: int) -> int:
     if nodes < 1:
-        raise ValueError(f"nodes is {nodes}: 1 and more is allowed")
+        raise MisuseError(f"nodes is {nodes}: 1 and more is allowed")
     return nodes

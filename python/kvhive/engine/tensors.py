@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from kvhive import MisuseError
+
 from .config import KVCacheConfig
 
 #: Keys and values, shape ``[layers, 2, tokens, heads, head_dim]``: keys at 0 of the second axis, values at 1. Elements of bfloat16,
@@ -56,9 +58,9 @@ class Growing:
         after = self.tokens + more.shape[2] if more.ndim == 5 else -1
         room = self._room.shape
         if more.dtype != self._room.dtype:
-            raise ValueError(f"keys and values are {more.dtype}, and the configuration's dtype is stored as {self._room.dtype}")
+            raise MisuseError(f"keys and values are {more.dtype}, and the configuration's dtype is stored as {self._room.dtype}")
         if more.ndim != 5 or more.shape[:2] + more.shape[3:] != room[:2] + room[3:] or after > room[2]:
-            raise ValueError(f"keys and values of shape {more.shape} do not fit {room} with {self.tokens} tokens in it")
+            raise MisuseError(f"keys and values of shape {more.shape} do not fit {room} with {self.tokens} tokens in it")
         self._room[:, :, self.tokens : after] = more
         self.tokens = after
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kvhive import Layout
+from kvhive import Layout, WrongTypeError
 from kvhive.codec import Codec, decode, encode
 
 from .config import KVCacheConfig
@@ -38,7 +38,7 @@ class Value:
 def taken(value: Any) -> Value:
     """Takes a tensor of torch or numpy, or what numpy makes an array of.
 
-    :raises TypeError: when it holds no numbers.
+    :raises kvhive.WrongTypeError: when it holds no numbers.
     """
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
@@ -49,7 +49,7 @@ def taken(value: Any) -> Value:
         return Value("torch", name, tensor.numpy())
     array = np.ascontiguousarray(value).reshape(np.shape(value))
     if array.dtype.kind not in "biufc":
-        raise TypeError(f"a value is a tensor of numbers, not {type(value).__name__} with elements of {array.dtype}")
+        raise WrongTypeError(f"a value is a tensor of numbers, not {type(value).__name__} with elements of {array.dtype}")
     # The machine's own order of bytes, which an element type's name does not say.
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     return Value("numpy", array.dtype.name, array)

@@ -13,6 +13,7 @@ import lmcache
 from lmcache.logging import init_logger
 
 from kvhive._native import EngineObjects, engine_fingerprint
+from kvhive.errors import MisuseError
 from kvhive.lmcache.settings import Settings
 from kvhive.lmcache.versions import line, refusal
 
@@ -33,7 +34,7 @@ class KvHiveL2(EngineObjects):
 
     def __new__(cls, **given: Any) -> Self:
         if refused := refusal(lmcache.__version__):
-            raise ValueError(refused)
+            raise MisuseError(refused)
         settings = Settings.of(given)
         self = super().__new__(
             cls,

@@ -27,6 +27,7 @@ from sglang.srt.observability.metrics_collector import StorageMetrics
 
 from kvhive import Client
 from kvhive._native import EnginePages, engine_fingerprint, engine_stops
+from kvhive.errors import MisuseError
 from kvhive.sglang.pools import Pool, memory_of
 from kvhive.sglang.settings import SGLANGS, Settings
 from kvhive.sglang.versions import refusal
@@ -80,7 +81,7 @@ class KvHiveStorage(HiCacheStorage):  # type: ignore[misc]
 
     def __init__(self, storage_config: HiCacheStorageConfig, kwargs: dict[str, Any] | None = None) -> None:
         if refused := refusal(sglang.__version__):
-            raise ValueError(refused)
+            raise MisuseError(refused)
         self._config = storage_config
         extra = storage_config.extra_config or {}
         self._settings = Settings.of(extra, others=SGLANGS)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from kvhive import MisuseError
 from kvhive.engine import KVCacheConfig
 from kvhive.engine.tensors import KV, Float32
 
@@ -20,7 +21,7 @@ def engine_config(model: PreTrainedModel, **settings: Any) -> KVCacheConfig:
     """Makes an engine's configuration with the shape and element type of a model's keys and values.
 
     :param settings: every other field of :class:`kvhive.engine.KVCacheConfig`.
-    :raises ValueError: when a field is not allowed.
+    :raises kvhive.MisuseError: when a field is not allowed.
     :raises MisuseError: when the model's cache is none of full attention, or its dtype is none that is stored.
     """
     return KVCacheConfig(**(_shape(model) | settings))
@@ -55,11 +56,11 @@ class CausalLM:
         name: str,
     ) -> None:
         if not name:
-            raise ValueError("name is '': a name of these weights is needed, so that others do not find their blocks")
+            raise MisuseError("name is '': a name of these weights is needed, so that others do not find their blocks")
         for field, value in _shape(model).items():
             given = getattr(config, field)
             if given != value:
-                raise ValueError(f"{field} is {given!r}: the model's is {value!r}; engine_config(model) has all of them")
+                raise MisuseError(f"{field} is {given!r}: the model's is {value!r}; engine_config(model) has all of them")
         self._model, self._tokenizer, self._dtype = model.eval(), tokenizer, model.dtype
         self._name = name
         self._kept: _Kept | None = None

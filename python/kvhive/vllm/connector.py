@@ -34,6 +34,7 @@ from vllm.v1.kv_cache_interface import (
 )
 
 from kvhive._native import EngineCourier, EnginePlanner, engine_fingerprint
+from kvhive.errors import MisuseError
 from kvhive.vllm.pages import Pages, Placement
 from kvhive.vllm.settings import Settings
 from kvhive.vllm.versions import line, refusal
@@ -110,7 +111,7 @@ class KvHiveConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
         if refused := refusal(vllm.__version__):
-            raise ValueError(refused)
+            raise MisuseError(refused)
         transfer = vllm_config.kv_transfer_config
         self._settings = Settings.of(transfer.kv_connector_extra_config)
         self._loads, self._saves = transfer.kv_role != "kv_producer", transfer.kv_role != "kv_consumer"

@@ -16,6 +16,7 @@ from vllm.v1.kv_offload.base import LookupResult, Medium, RequestOffloadingConte
 from vllm.v1.kv_offload.tiering.base import JobResult, SecondaryTierManager
 
 from kvhive._native import EngineTier, engine_fingerprint
+from kvhive.errors import MisuseError
 from kvhive.vllm.settings import Settings
 from kvhive.vllm.versions import line, refusal
 
@@ -43,9 +44,9 @@ class KvHiveTier(SecondaryTierManager):  # type: ignore[misc]
     ) -> None:
         super().__init__(offloading_spec, primary_kv_view, tier_type, backpressure_detector)
         if refused := refusal(vllm.__version__):
-            raise ValueError(refused)
+            raise MisuseError(refused)
         if wrong := sorted(given.keys() & set(NOT_HERE)):
-            raise ValueError(f"{', '.join(wrong)}: of the connector, and nothing of a tier")
+            raise MisuseError(f"{', '.join(wrong)}: of the connector, and nothing of a tier")
         settings = Settings.of(given)
         self._pool = primary_kv_view.cast("B")
         self._loads: dict[int, list[Any]] = {}

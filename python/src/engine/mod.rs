@@ -68,15 +68,15 @@ impl From<EngineError<PyErr>> for Failure {
             EngineError::Model(raised) => Failure::raised(raised),
             EngineError::Cache(error) => Failure::from(error),
             EngineError::Prompt { tokens, allowed, max_tokens } => Failure::new(
-                Kind::Value,
+                Kind::Misuse,
                 format!("text has {tokens} tokens: 1 to {allowed} are allowed, with max_tokens={max_tokens}"),
             ),
             EngineError::NewTokens { .. } | EngineError::Config(_) => {
-                Failure::new(Kind::Value, error.to_string())
+                Failure::new(Kind::Misuse, error.to_string())
             }
-            EngineError::Full { .. } | EngineError::Closed | EngineError::Thread(_) | EngineError::Ending => {
-                Failure::new(Kind::Runtime, error.to_string())
-            }
+            EngineError::Full { .. } => Failure::new(Kind::Busy, error.to_string()),
+            EngineError::Closed | EngineError::Ending => Failure::new(Kind::Closed, error.to_string()),
+            EngineError::Thread(_) => Failure::new(Kind::Runtime, error.to_string()),
         }
     }
 }
@@ -232,6 +232,7 @@ impl Engine {
         ] {
             figures.set_item(name, count)?;
         }
+        figures.set_item("is_resting", stats.is_resting)?;
         let took = stats.took;
         for (name, ms) in [("avg", took.avg), ("p50", took.p50), ("p95", took.p95), ("p99", took.p99)] {
             figures.set_item(name, ms)?;

@@ -56,7 +56,7 @@ impl EnginePause {
         codecs: Vec<String>,
     ) -> PyResult<Operation> {
         let begin = || -> Result<Operation, Failure> {
-            let target: Target = target.parse().map_err(|why| Failure::new(Kind::Value, why))?;
+            let target: Target = target.parse().map_err(|why| Failure::new(Kind::Misuse, why))?;
             let codecs = codecs.iter().map(|name| codec(name)).collect::<Result<_, _>>()?;
             let memory = Memory { strategy: self::strategy(strategy)?, frames, codecs };
             let paused = self.paused()?;

@@ -5,11 +5,11 @@ use crate::buffer::Lent;
 use crate::connection::tls;
 use crate::errors::Failure;
 use crate::pins;
-use crate::reports::refused;
+use crate::reports::{frames, refused};
 use crate::transfers;
 use kvhive_client::{
-    Client, ClientConfig, ClientError, FetchOutcome, MissReason, NamespaceClient, Prefix, StoreOptions,
-    StoreOutcome,
+    Client, ClientConfig, ClientError, FetchOutcome, FrameRoom, MissReason, NamespaceClient, Prefix,
+    StoreOptions, StoreOutcome,
 };
 use kvhive_engines::courier::Names;
 use kvhive_engines::{Groups, Wish, orders::Placed};
@@ -194,7 +194,8 @@ impl Links {
             {
                 Ok(report) => {
                     kept += report.acknowledged();
-                    if let Some(why) = report.outcomes.iter().find_map(refusal) {
+                    let frames = frames(&space, &report.outcomes).await;
+                    if let Some(why) = report.outcomes.iter().find_map(|outcome| refusal(outcome, frames)) {
                         self.note(format!("a block of {} bytes is not stored: {why}", space.block_bytes()));
                     }
                     is_silent &=
@@ -253,11 +254,11 @@ impl Links {
     }
 }
 
-fn refusal(outcome: &StoreOutcome) -> Option<&'static str> {
+fn refusal(outcome: &StoreOutcome, frames: Option<FrameRoom>) -> Option<String> {
     match outcome {
         // Another engine is storing the same.
         StoreOutcome::Refused(Refusal::InFlight) => None,
-        StoreOutcome::Refused(refusal) => Some(refused(*refusal)),
+        StoreOutcome::Refused(refusal) => Some(refused(*refusal, frames)),
         _ => None,
     }
 }

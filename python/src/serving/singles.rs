@@ -1,7 +1,7 @@
 //! Single blocks in no order, by their names alone: what tiers and storage plugins ask of a cluster. Nothing here fails; what does not
 //! come, or is not kept, is said of each block.
 
-use crate::reports::refused;
+use crate::reports::{frames, refused};
 use crate::serving::links::Links;
 use kvhive_client::{ClientError, FetchOutcome, MissReason, NamespaceClient, StoreOptions, StoreOutcome};
 use kvhive_protocol::data::{MAX_KEYS_PER_MATCH, Refusal};
@@ -54,10 +54,11 @@ pub(super) async fn put(
 ) -> Result<Moved, ClientError> {
     let set = space.loose_of_engine_hashes(names);
     let report = space.store(&set, 0..set.len(), from, StoreOptions::default()).await?;
+    let frames = frames(space, &report.outcomes).await;
     let is_kept = |(outcome, block): (&StoreOutcome, &&[u8])| match outcome {
         StoreOutcome::Acknowledged { .. } | StoreOutcome::Refused(Refusal::InFlight) => true,
         StoreOutcome::Refused(why) => {
-            note(format!("{} bytes are not stored: {}", block.len(), refused(*why)));
+            note(format!("{} bytes are not stored: {}", block.len(), refused(*why, frames)));
             false
         }
         StoreOutcome::TooFewCopies { copies, wanted } => {

@@ -7,7 +7,7 @@ use crate::cluster::local;
 use crate::commands;
 use crate::trust::Credentials;
 use clap::Args;
-use kvhive_client::Coordinators;
+use kvhive_client::{Client, ClientConfig, Coordinators, FrameRoom};
 use kvhive_protocol::WireError;
 use kvhive_protocol::handshake::{Role, TokenKey};
 use kvhive_wire::{Fault, Identity};
@@ -66,6 +66,25 @@ impl Dialled {
             levels: Default::default(),
         };
         addresses.iter().map(|address| dial(&runtime, address, &identity)).collect()
+    }
+
+    /// Asks nodes, as a client, how large their frames are; none where no client gets there, which is said elsewhere.
+    pub(super) fn frame_room(&self, target: &Target) -> Option<FrameRoom> {
+        let mut coordinators = self.named();
+        let is_local = target.admin.is_none() && coordinators.is_empty();
+        if is_local {
+            coordinators = local::Running::load(&target.dir).ok()?.coordinators;
+        }
+        if coordinators.is_empty() {
+            return None;
+        }
+        let credentials = Credentials::new(target.ca.clone(), self.cert.clone(), self.key.clone());
+        let tls = credentials.load(is_local.then_some(target.dir.as_path())).ok()?;
+        let file = target.token_file.clone().unwrap_or_else(|| target.dir.join(local::TOKEN_FILE));
+        let token = read_token(&file).ok()?.into_bytes();
+        let config = ClientConfig { tls, request_timeout: LIMIT, ..ClientConfig::new(coordinators, token) };
+        let asked = async { Client::connect(config).await.ok()?.frame_room().await.ok()? };
+        commands::runtime().ok()?.block_on(asked)
     }
 }
 

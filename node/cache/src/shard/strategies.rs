@@ -33,6 +33,25 @@ impl Shard {
         reports
     }
 
+    /// The same, and of each size of frames in which nothing was ranked yet what would rank there: whoever asks learns from it what sizes
+    /// there are.
+    pub fn strategies_of_sizes(&mut self, adjust: bool) -> Vec<StrategyReport> {
+        let reports = self.strategies(adjust);
+        let is_told = |bytes: &&u64| reports.iter().any(|report| report.frame_bytes == **bytes);
+        let strategy = self.parties[0].rules.strategy;
+        let unused = self.config.classes.iter().filter(|bytes| !is_told(bytes));
+        let unused = unused.map(|frame_bytes| StrategyReport {
+            tenant: None,
+            frame_bytes: *frame_bytes,
+            strategy,
+            choice: None,
+        });
+        let mut all: Vec<StrategyReport> = unused.collect();
+        all.extend(reports);
+        all.truncate(MAX_REPORTS);
+        all
+    }
+
     /// Has every ranking choose now; returns how many there are.
     fn adjust(&mut self) -> usize {
         let rankings = self.parties.iter_mut().flat_map(Party::rankings).flatten();
@@ -76,6 +95,7 @@ mod tests {
         assert_eq!(shard.adjust(), MAX_REPORTS + 41);
         let reports = shard.strategies(true);
         assert_eq!(reports.len(), MAX_REPORTS);
+        assert_eq!(shard.strategies_of_sizes(false), reports, "all sizes are told");
         assert_eq!(reports.last().and_then(|report| report.tenant), Some(TenantId(MAX_REPORTS as u32 - 1)));
     }
 }
