@@ -116,7 +116,7 @@ def test_a_bad_value_is_named_with_what_is_allowed(name: str, value: Any, allowe
         ({"token_file": None}, "token_file is None", "needs the file with the cluster's token"),
         ({"advertise_address": "here:99999"}, "advertise_address is 'here:99999'", "host:port is allowed"),
         ({"listen_address": 7810}, "listen_address is 7810", "host:port or None is allowed"),
-        ({"enable_distributed": False}, "cluster_address is '127.0.0.1:7800", "it goes with enable_distributed"),
+        ({"enable_distributed": False}, "cluster_address is '127.0.0.1:7800, 10.0.0.9:7800'", "it goes with enable_distributed"),
         ({"cluster_address": None, "enable_distributed": False}, "token_file is 'token'", "it goes with enable_distributed"),
         ({"listen_address": "10.0.0.5:7810", "enable_distributed": False}, "listen_address is '10.0.0.5:7810'", "enable_distributed"),
     ],

@@ -214,6 +214,11 @@ def test_what_is_persisted_is_found_by_the_next_engine(tmp_path: Path) -> None:
             engine.load(tmp_path / "one")
         # It goes on, empty.
         assert not ask(engine, STORY, tenant="a")["cache_hit"]
+        (tmp_path / "one" / "current").write_bytes(b"\xc9\xff")
+        with pytest.raises(IOError, match="current is damaged"):
+            engine.load(tmp_path / "one")
+        assert engine.persist(tmp_path / "one") and engine.load(tmp_path / "one")
+        assert ask(engine, STORY, tenant="a")["cache_hit"]
 
 
 def test_an_engine_that_persists_begins_with_what_the_last_one_had(tmp_path: Path) -> None:
