@@ -4,6 +4,7 @@ import socket
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import kvhive
 import pytest
@@ -123,3 +124,20 @@ def test_others_reach_an_engines_node_where_it_says(member: KVCacheConfig) -> No
             ask(engine, prompt)
             engine.flush()
             assert ask(other, prompt)["cache_hit"]
+
+
+def test_a_cluster_that_is_gone_is_left_alone_and_requests_are_answered(member: KVCacheConfig, tmp_path: Path) -> None:
+    with kvhive.EmbeddedNode(memory=16 << 20, block_bytes=[4096, 8192]) as cluster:
+        (tmp_path / "token").write_bytes(cluster.token)
+        given = replace(member, cluster_address=",".join(cluster.coordinators), token_file=tmp_path / "token", admin_address=None)
+        with UltraAdaptiveKVCacheEngine(given) as engine:
+            before = ask(engine, STORY)
+            assert not engine.get_stats()["is_resting"]
+            cluster.stop()
+            end = time.monotonic() + 60
+            while not engine.get_stats()["is_resting"]:
+                assert time.monotonic() < end
+                assert ask(engine, STORY)["result"] == before["result"]
+            failures = engine.get_stats()["cache_failures"]
+            assert ask(engine, STORY)["result"] == before["result"]
+            assert engine.get_stats()["cache_failures"] > failures
