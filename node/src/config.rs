@@ -6,10 +6,10 @@ use crate::share::ShareMemory;
 use kvhive_cache::policy::Strategy;
 use kvhive_gpu::ArenaError;
 use kvhive_gpu::cuda::CudaError;
-use kvhive_protocol::Level;
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::control::{MAX_DEVICES, MAX_LABELS, MAX_NAME_BYTES};
 use kvhive_protocol::frame::MAX_PAYLOAD_BYTES;
+use kvhive_protocol::{Level, WireError};
 use kvhive_runtime::RuntimeError;
 use kvhive_runtime::http::Access;
 use kvhive_spans::Tracer;
@@ -39,6 +39,8 @@ pub struct NodeConfig {
     pub metrics_listen: SocketAddr,
     /// `host:port` at which others reach its metrics; empty for the address it got.
     pub advertise_metrics: String,
+    /// Its name is of this start alone, as one that was drawn is: once it has left it is no member any more, and nobody waits for it.
+    pub passing: bool,
     /// Failure domains and whatever else the operator says of it.
     pub labels: BTreeMap<String, String>,
     /// Threads that serve sockets.
@@ -116,6 +118,7 @@ impl NodeConfig {
             advertise_data: String::new(),
             metrics_listen: here,
             advertise_metrics: String::new(),
+            passing: false,
             labels: BTreeMap::new(),
             io_threads: 2,
             max_connections: 1024,
@@ -419,6 +422,9 @@ pub enum NodeError {
     /// Threads could not be made.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
+    /// The coordinators refused to have it as a member.
+    #[error("the coordinators do not take the node in: {0}")]
+    Refused(WireError),
     /// A device's actor panicked again and again and was given up; the node has left its cluster.
     #[error("device {device} was given up after repeated panics; they are in the log")]
     DeviceLost {

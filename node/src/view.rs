@@ -21,6 +21,7 @@ pub(crate) struct View {
     lapses: Mutex<Lapses>,
     pub(crate) layouts: Layouts,
     names: Mutex<Names>,
+    refusal: Mutex<Option<WireError>>,
 }
 
 /// The map served by, and this node's id in it.
@@ -47,6 +48,7 @@ impl View {
             lapses: Mutex::default(),
             layouts: Layouts::default(),
             names: Mutex::new(Names::within(names_bytes)),
+            refusal: Mutex::default(),
         }
     }
 
@@ -90,6 +92,19 @@ impl View {
         self.lease.store(lease.as_nanos(), Ordering::SeqCst);
         self.serving_lease.store(serving.as_nanos(), Ordering::SeqCst);
         self.lapses.lock().unwrap_or_else(PoisonError::into_inner).serve_until(self.now(), serving);
+    }
+
+    /// Notes why coordinators refused the last registration; none once one was accepted. Says whether that is news.
+    pub(crate) fn note_refusal(&self, error: Option<WireError>) -> bool {
+        let mut refusal = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_news = *refusal != error;
+        *refusal = error;
+        is_news
+    }
+
+    /// Returns why coordinators refused the last registration, if they did.
+    pub(crate) fn refusal(&self) -> Option<WireError> {
+        self.refusal.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Returns how long this node is a member for everybody, and how long it answers reads.

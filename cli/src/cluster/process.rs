@@ -267,6 +267,7 @@ fn node(
         advertise_data: own.data_address(),
         metrics_listen: own.metrics,
         advertise_metrics: own.metrics_address(),
+        passing: false,
         labels: own.labels.clone(),
         io_threads: own.io_threads,
         max_connections: own.max_connections,

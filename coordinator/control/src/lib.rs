@@ -24,6 +24,7 @@ mod leases;
 mod levels;
 mod log2;
 mod moves;
+mod newcomers;
 mod overseer;
 mod pins;
 pub mod placement;

@@ -97,6 +97,7 @@ struct Setup {
     sample_ppm: u32,
     /// How long its coordinator's leases are.
     lease: Duration,
+    passing: bool,
 }
 
 impl Default for Setup {
@@ -132,6 +133,7 @@ impl Default for Setup {
             speaks: Level::NEWEST,
             sample_ppm: 0,
             lease: Duration::from_secs(1),
+            passing: false,
         }
     }
 }
@@ -179,6 +181,7 @@ impl Setup {
             advertise_data: String::new(),
             metrics_listen: free,
             advertise_metrics: String::new(),
+            passing: self.passing,
             labels: BTreeMap::new(),
             io_threads: 1,
             max_connections: self.max_connections,
