@@ -91,6 +91,8 @@ pub struct World {
     diskless: Option<Host>,
     /// No coordinator is started before.
     outage_until: u64,
+    /// What carries blocks between nodes is late until then.
+    slow_until: u64,
     trouble: trouble::Faults,
     /// The clear that was asked for last.
     last_clear: Option<Proposal>,
@@ -148,6 +150,7 @@ impl World {
             stalled: BTreeMap::new(),
             diskless: None,
             outage_until: 0,
+            slow_until: 0,
             last_clear: None,
             map: None,
             oracle: Oracle::default(),
@@ -166,7 +169,7 @@ impl World {
         self.until(1000 + TROUBLE_MS)?;
         self.cut.clear();
         self.stalled.clear();
-        self.outage_until = 0;
+        (self.outage_until, self.slow_until) = (0, 0);
         self.start_all();
         self.heap.retain(|_, event| !matches!(event, Event::Trouble));
         self.until(1000 + TROUBLE_MS + QUIET_MS)?;
@@ -214,6 +217,17 @@ impl World {
         let again = self.random.one_in(60) && !self.is_quiet() && !self.muted.weather;
         let delay = 1 + self.random.below(200);
         if again && !self.cut.contains(&(from, to)) {
+            self.at(delay, event());
+        }
+    }
+
+    /// Sends blocks from node to node: late, while such links are slow.
+    fn send_blocks(&mut self, from: Host, to: Host, event: impl Fn() -> Event) {
+        if self.now >= self.slow_until {
+            return self.send(from, to, event);
+        }
+        let delay = 1 + self.random.below(900);
+        if !self.cut.contains(&(from, to)) {
             self.at(delay, event());
         }
     }
