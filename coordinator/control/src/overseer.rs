@@ -446,8 +446,7 @@ impl Reports for Told<'_> {
     fn is_filled(&self, slot: Slot, device: DeviceId) -> bool {
         let primary = self.map.replicas(slot).primary();
         let load = primary.and_then(|primary| self.report(primary, slot));
-        is(Bug::MovesBeforeFilled)
-            || load.is_some_and(|load| load.filled.binary_search(&(slot, device)).is_ok())
+        load.is_some_and(|load| load.filled.binary_search(&(slot, device)).is_ok())
     }
 
     fn avoided(&self) -> &BTreeSet<DeviceId> {

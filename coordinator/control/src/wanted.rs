@@ -19,7 +19,7 @@ struct Found {
     sets: Arc<Vec<ReplicaSet>>,
 }
 
-std::thread_local! {
+thread_local! {
     /// The one that was asked for last is first.
     static FOUND: RefCell<VecDeque<Found>> = const { RefCell::new(VecDeque::new()) };
 }

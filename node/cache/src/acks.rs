@@ -1,7 +1,6 @@
 //! When a store may be answered, and what the answer says: rules over the map that a primary serves by and what other replicas
 //! say of a block.
 
-use kvhive_planted::{Bug, is};
 use kvhive_protocol::data::{Ack, Refusal, Stored};
 use kvhive_protocol::{ClusterMap, DeviceId, Slot, WireError};
 
@@ -19,7 +18,7 @@ impl Answer {
     pub fn of(said: Stored) -> Option<Answer> {
         match said {
             // It holds no lease, so it may be no replica any more.
-            Stored::Kept { copies: 0, .. } if !is(Bug::LeaselessCopyCounts) => None,
+            Stored::Kept { copies: 0, .. } => None,
             Stored::Kept { .. } => Some(Answer::Holds),
             Stored::Refused(Refusal::NoRoom | Refusal::TooLarge) => Some(Answer::Declines),
             Stored::Refused(Refusal::InFlight | Refusal::WrongEra | Refusal::Corrupt) => None,
@@ -50,7 +49,6 @@ pub fn leads(
 /// [`WireError::Busy`] while who is given the slot has not said anything of the block.
 pub fn is_given(map: &ClusterMap, slot: Slot, answers: &[(DeviceId, Answer)]) -> Result<(), WireError> {
     match map.given_to(slot) {
-        _ if is(Bug::AcknowledgedTooEarly) => Ok(()),
         Some(target) if answers.iter().all(|(device, _)| *device != target) => {
             Err(WireError::busy("a slot is on its way to a node that has not taken its blocks"))
         }

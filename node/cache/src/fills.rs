@@ -354,8 +354,7 @@ impl Fills {
 
     /// A new block of the slot did not get to `target`: if that is being given the slot, it is given all of it again.
     pub fn missed(&mut self, slot: Slot, target: DeviceId) {
-        let is_target = |job: &&mut Job| job.target == target && !is(Bug::MissedIsForgotten);
-        let Some(job) = self.jobs.get_mut(&slot).filter(is_target) else { return };
+        let Some(job) = self.jobs.get_mut(&slot).filter(|job| job.target == target) else { return };
         job.missed = true;
         if job.stage == Stage::Done {
             job.stage = Stage::Waits;

@@ -39,7 +39,7 @@ bugs! {
     /// Who leads answers reads without asking the others whether it still does.
     ReadsWithoutAsking, "M1";
     /// A peer whose log is empty votes at once, though it may have lost it.
-    NewbornVotes, "M7";
+    NewbornVotes, "M2" | "M7";
     /// Who reads is told nothing when leadership is lost.
     LostReadsAreSilent, "B18";
     /// Nobody campaigns any more after the first few elections.
@@ -72,8 +72,6 @@ bugs! {
     DownTooEarly, "B14";
     /// A member that is being declared down is granted its lease once more.
     RenewsTheCondemned, "B14";
-    /// A slot leaves before another has what is there of it.
-    MovesBeforeFilled, "B15";
 
     // Nodes: membership and what they give away.
 
@@ -85,12 +83,6 @@ bugs! {
     FencedStaysOut, "M12";
     /// Who did not answer is taken to have been given everything.
     UnansweredIsGiven, "B15";
-    /// A block that did not get to who is being given its slot is not given again.
-    MissedIsForgotten, "B15";
-    /// What a replica without a lease has taken counts.
-    LeaselessCopyCounts, "B15";
-    /// A block of a slot on its way is acknowledged before it is there as well.
-    AcknowledgedTooEarly, "B15";
 
     // Nodes: the shard.
 
