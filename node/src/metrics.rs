@@ -5,6 +5,7 @@ use crate::actors::device::Device;
 use crate::actors::uses::CodecUses;
 use crate::data::{DataPlane, VERBS};
 use crate::disk::{self, Keyring, Store};
+use crate::memory::Memory;
 use crate::redis::Door;
 use crate::stats::{self, StrategyFigures};
 
@@ -31,6 +32,8 @@ const DEVICE_LIMIT: Duration = Duration::from_millis(500);
 pub(crate) struct Sources {
     pub(crate) devices: Vec<Device>,
     pub(crate) stores: Vec<Option<Arc<Store>>>,
+    /// Of each device.
+    pub(crate) memories: Vec<Memory>,
     /// Keys of the disk tiers, if they are encrypted.
     pub(crate) keys: Option<Arc<Keyring>>,
     pub(crate) plane: Arc<DataPlane>,
@@ -124,8 +127,10 @@ fn record(sources: &Sources, devices: &[Option<(ShardStats, CodecUses)>]) {
         ("kvhive_node_epoch", epoch as f64),
         ("kvhive_node_memory_configured_bytes", (memory_configured + own_policies) as f64),
         ("kvhive_node_tenant_policies_bytes", own_policies as f64),
+        ("kvhive_node_unwiped_bytes", sources.memories.iter().map(Memory::stale_bytes).sum::<u64>() as f64),
         ("kvhive_node_open_connections", plane.open_connections() as f64),
         ("kvhive_node_inflight_bytes", plane.inflight_bytes() as f64),
+        ("kvhive_node_waiting_requests", plane.waiting() as f64),
         ("kvhive_node_replication_waiting_batches", plane.replicator.waiting() as f64),
         ("kvhive_node_replication_lag_seconds", lag as f64 / 1e6),
         ("kvhive_node_slots_to_give", plane.replicator.giving.left() as f64),
@@ -189,6 +194,7 @@ fn record(sources: &Sources, devices: &[Option<(ShardStats, CodecUses)>]) {
     }
     for (reason, counter) in [
         ("busy", &counters.busy),
+        ("late", &counters.late),
         ("no_lease", &counters.no_lease),
         ("stale_epoch", &counters.stale_epoch),
         ("forbidden", &counters.forbidden),
@@ -232,7 +238,10 @@ fn record(sources: &Sources, devices: &[Option<(ShardStats, CodecUses)>]) {
 /// Records what each tenant has here, over all devices.
 fn record_tenants(sources: &Sources, tenants: &[(TenantId, TenantLoad)]) {
     let Some(serving) = sources.plane.view.serving() else { return };
+    let turns = &sources.plane.turns;
+    turns.retain(|tenant| serving.map.tenants.contains_key(&tenant));
     for (id, load) in tenants {
+        let figures = turns.figures(*id);
         let Some(tenant) = serving.map.tenants.get(id) else { continue };
         for (at, tier) in ["device", "host", "disk"].into_iter().enumerate() {
             let labels = [("tenant", tenant.name.clone()), ("tier", tier.to_owned())];
@@ -247,6 +256,9 @@ fn record_tenants(sources: &Sources, tenants: &[(TenantId, TenantLoad)]) {
             ("kvhive_node_tenant_stored_blocks_total", load.stored_blocks),
             ("kvhive_node_tenant_evicted_blocks_total", load.evicted_blocks),
             ("kvhive_node_tenant_refused_blocks_total", load.refused_blocks),
+            ("kvhive_node_tenant_transfer_bytes_total", figures.bytes),
+            ("kvhive_node_tenant_waited_requests_total", figures.waited),
+            ("kvhive_node_tenant_late_requests_total", figures.late),
         ] {
             metrics::counter!(name, "tenant" => tenant.name.clone()).absolute(value);
         }

@@ -8,6 +8,7 @@ mod disk;
 mod disk_keys;
 mod disk_trouble;
 mod explain;
+mod fair;
 mod faults;
 mod gpu;
 mod hints;
@@ -16,18 +17,22 @@ mod life;
 mod links;
 mod moves;
 mod nccl;
+mod older;
 mod persist;
 mod persist_layouts;
 mod proxy;
 mod redis;
 mod replication;
+mod routes;
 mod share;
 mod snapshots;
+mod snapshots_sealed;
 mod stages;
 mod strangers;
 mod tenants;
 mod traces;
 mod watch;
+mod wiped;
 
 use crate::actors::core::DeviceMessage;
 use crate::data::Limits;
@@ -41,7 +46,7 @@ use kvhive_cache::policy::Strategy;
 use kvhive_gpu::cuda::Patience;
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::{Generation, Level};
-use kvhive_runtime::http::Access;
+use kvhive_runtime::http::{Access, Role as AdminRole};
 use kvhive_spans::{Tracer, TracerConfig};
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -74,6 +79,7 @@ struct Setup {
     host_frames: usize,
     max_connections: usize,
     inflight_bytes: usize,
+    places: usize,
     stall: Duration,
     move_rate: u64,
     /// How long its GPU is waited for.
@@ -113,6 +119,7 @@ impl Default for Setup {
             host_frames: 0,
             max_connections: 64,
             inflight_bytes: 64 * MIB,
+            places: 8,
             stall: Duration::from_secs(10),
             move_rate: 1 << 40,
             patience: Patience::default(),
@@ -127,6 +134,15 @@ impl Default for Setup {
             lease: Duration::from_secs(1),
         }
     }
+}
+
+/// Tokens of who may do less than the cluster's.
+const VIEWER: &[u8] = b"the viewers' token of these tests";
+const OPERATOR: &[u8] = b"the operators' token of these tests";
+
+fn access() -> Access {
+    let access = Access::default().with(AdminRole::Viewer, VIEWER).expect("it is new");
+    access.with(AdminRole::Operator, OPERATOR).expect("it is new")
 }
 
 impl Setup {
@@ -188,13 +204,14 @@ impl Setup {
             nccl: self.nccl.then(|| nccl::config(name, self.wrong.as_ref())),
             coordinators: vec![coordinator.address()],
             token: TOKEN.to_vec(),
-            access: Access::default(),
+            access: access(),
             tls: None,
             tracer: self.tracer(name),
         };
         let limits = Limits {
             connections: self.max_connections,
             inflight_bytes: self.inflight_bytes as u64,
+            places: self.places,
             stall: self.stall,
             least_rate: u64::MAX,
             // What comes in is not what a story slows down.
