@@ -9,6 +9,7 @@ mod counters;
 mod decode;
 mod fetch;
 mod grants;
+mod guests;
 mod here;
 mod names;
 mod payload;

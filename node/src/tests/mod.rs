@@ -10,6 +10,7 @@ mod disk_trouble;
 mod explain;
 mod faults;
 mod gpu;
+mod guests;
 mod hints;
 mod knobs;
 mod life;
@@ -82,6 +83,7 @@ struct Setup {
     /// Whether blocks go from GPU to GPU by NCCL, and what goes wrong in a worker of a node.
     nccl: bool,
     wrong: Option<nccl::Wrong>,
+    guest_bytes: usize,
     share_memory: crate::ShareMemory,
     gpu_stages: bool,
     /// Each device has a GPU of its own, from that of `memory` on.
@@ -119,6 +121,7 @@ impl Default for Setup {
             redis: None,
             nccl: false,
             wrong: None,
+            guest_bytes: 4 * MIB,
             share_memory: crate::ShareMemory::default(),
             gpu_stages: true,
             gpus_apart: false,
@@ -184,6 +187,7 @@ impl Setup {
             disk_keys: self.disk_keys.clone(),
             persist: self.persist.clone(),
             names_bytes: 32 << 20,
+            guest_bytes: self.guest_bytes as u64,
             redis: self.redis.clone(),
             nccl: self.nccl.then(|| nccl::config(name, self.wrong.as_ref())),
             coordinators: vec![coordinator.address()],
