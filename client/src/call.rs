@@ -73,7 +73,7 @@ impl Shared {
                 count(&self.counters.busy, 1);
                 if self.waits().repeat() { Verdict::Wait } else { Verdict::Spare }
             }
-            Fault::Overloaded => {
+            Fault::Overloaded | Fault::Refused(WireError::Deadline) => {
                 count(&self.counters.shed, 1);
                 Verdict::Spare
             }

@@ -8,6 +8,7 @@ use crate::queue::Work;
 use crate::stats::count;
 use kvhive_protocol::data::{DataReply, DataRequest};
 use kvhive_protocol::frame::{FrameLimits, Kind};
+use kvhive_protocol::number::timed;
 use kvhive_protocol::trace::SpanKind;
 use kvhive_protocol::{ClusterMap, DeviceId, Generation, Level, TraceContext, WireError};
 use kvhive_spans::Span;
@@ -28,6 +29,8 @@ pub(crate) struct Line<'a> {
     /// Requests that are not answered, oldest first.
     asked: VecDeque<Asked>,
     has_answered: bool,
+    /// The member said of something that there was not time enough for it.
+    was_late: bool,
     deadline: Instant,
     /// Whose part its requests are.
     trace: Option<TraceContext>,
@@ -80,7 +83,8 @@ impl<'a> Line<'a> {
         let presence = Presence::new(shared, device, owner.generation);
         let lease = shared.pool.take_in_time(address, work, deadline).await?;
         let asked = VecDeque::new();
-        Ok(Line { shared, address, lease, asked, has_answered: false, deadline, trace, presence })
+        let (has_answered, was_late) = (false, false);
+        Ok(Line { shared, address, lease, asked, has_answered, was_late, deadline, trace, presence })
     }
 
     /// Sends one request. The answer's payload is at most `block_bytes` for each block that a fetch names.
@@ -94,7 +98,8 @@ impl<'a> Line<'a> {
         block_bytes: u64,
     ) -> Result<(), Fault> {
         count(&self.shared.counters.requests, 1);
-        let number = self.shared.requests.fetch_add(1, Ordering::Relaxed);
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        let number = timed(self.shared.requests.fetch_add(1, Ordering::Relaxed), left);
         let mut span = self.shared.config.tracer.under(self.trace, SpanKind::Asked, request.name());
         if span.is_on() {
             span.note("kvhive.device", self.presence.device);
@@ -131,6 +136,7 @@ impl<'a> Line<'a> {
         let answer: Result<DataReply, Fault> = connection.receive_answer(Kind::DataReply, asked.number).await;
         if let Err(fault) = &answer {
             asked.span.fail(fault);
+            self.was_late |= matches!(fault, Fault::Refused(WireError::Deadline));
         }
         if let (Ok(_), Some(at)) = (&answer, asked.at) {
             self.shared.waits().answered(self.presence.device, self.shared.now(), at.elapsed());
@@ -168,10 +174,22 @@ impl<'a> Line<'a> {
         self.shared.pool.renew(&mut self.lease, self.address, self.deadline).await
     }
 
+    /// Gives the connection back for others, also where the member says of all that was asked that there is not time enough for it.
+    pub(crate) async fn end(mut self) {
+        while self.was_late && !self.asked.is_empty() {
+            if !matches!(self.answer().await, Err(Fault::Refused(WireError::Deadline))) {
+                break;
+            }
+        }
+        self.close();
+    }
+
     /// Gives the connection back for others.
     pub(crate) fn close(self) {
-        if self.asked.is_empty() {
-            self.lease.give_back();
+        match self.asked.is_empty() {
+            true if self.was_late => self.lease.give_back_late(),
+            true => self.lease.give_back(),
+            false => {}
         }
     }
 }

@@ -33,6 +33,8 @@ pub struct Pool {
 struct Address {
     permits: Arc<Semaphore>,
     state: Mutex<State>,
+    /// When its pool was made.
+    begun: Instant,
 }
 
 struct State {
@@ -241,6 +243,7 @@ impl Pool {
                 failures: 0,
                 rests_until: None,
             }),
+            begun: self.begun,
         });
         addresses.insert(address.to_owned(), known.clone());
         known
@@ -253,6 +256,15 @@ impl Lease {
         if self.connection.is_idle() {
             let mut state = lock(&self.address.state);
             state.queue.took(self.work, self.since.elapsed());
+            state.idle.push(self.connection);
+        }
+    }
+
+    /// Gives the connection back after its node said that something could not be done in time.
+    pub(crate) fn give_back_late(self) {
+        if self.connection.is_idle() {
+            let mut state = lock(&self.address.state);
+            state.queue.was_late_there(self.address.begun.elapsed());
             state.idle.push(self.connection);
         }
     }

@@ -2,25 +2,11 @@
 //!
 //! Where less is served than is asked, somebody goes without. Whoever could not be served in time anyway is told so at once, which leaves the
 //! others' transfers whole: one that is cut off at its deadline has cost the node its work and the client a connection. Once somebody had
-//! to go without, nobody waits long for a while, or until no one waits any more: as many are served, and each of them soon (a standing queue
-//! is told from a burst as by CoDel: Nichols and Jacobson 2012, RFC 8289; shedding by the time in a queue: Maurer, "Fail at scale", 2015). Then all
-//! wait again as they would, lest a hiccup be the end of readers that were many all along and in no hurry; if that was too soon, the
-//! next while is twice as long. How long a place is awaited follows from how many wait and how long transfers take (Little 1961).
+//! to go without, nobody waits long for a while, or until no one waits any more ([`Strain`]). How long a place is awaited follows from how
+//! many wait and how long transfers take (Little 1961).
 
+use crate::strain::{Mean, Strain};
 use std::time::Duration;
-
-/// So many say what is usual.
-const REMEMBERED: f64 = 8.0;
-/// So long one may wait though others go without.
-const SHORT: f64 = 0.005;
-/// Or so many transfers' time, where that is more.
-const SHORT_TRANSFERS: f64 = 2.0;
-/// Who had this share of the time that others have, and was late, is not late by having little time.
-const USUAL_SHARE: f64 = 0.8;
-/// For so long nobody waits longer, at first.
-const LEAST_WHILE: f64 = 5.0;
-/// And at most.
-const MOST_WHILE: f64 = 40.0;
 
 /// What a connection is wanted for: how long it will be taken.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,20 +28,6 @@ pub(crate) enum Left {
     Gone,
 }
 
-/// A mean of the last few, in seconds; 0 while there is none.
-#[derive(Clone, Copy, PartialEq, Debug, Default)]
-struct Mean {
-    seconds: f64,
-    of: f64,
-}
-
-impl Mean {
-    fn add(&mut self, seconds: f64) {
-        self.of = (self.of + 1.0).min(REMEMBERED);
-        self.seconds += (seconds - self.seconds) / self.of;
-    }
-}
-
 /// Those who wait for one of a few places.
 #[derive(Clone, PartialEq, Debug)]
 pub(crate) struct Queue {
@@ -65,14 +37,7 @@ pub(crate) struct Queue {
     takes: Mean,
     /// The same by [`Work`].
     takes_for: [Mean; 2],
-    /// How much time those have that begin to wait.
-    has: Mean,
-    /// Until when nobody waits long, in seconds: somebody had to go without.
-    overrun_until: Option<f64>,
-    /// For how long that is.
-    period: f64,
-    /// If somebody has to go without before this, it is to be longer.
-    too_soon: f64,
+    strain: Strain,
 }
 
 impl Queue {
@@ -83,32 +48,23 @@ impl Queue {
             waiting: 0,
             takes: none,
             takes_for: [none; 2],
-            has: none,
-            overrun_until: None,
-            period: LEAST_WHILE,
-            too_soon: 0.0,
+            strain: Strain::default(),
         }
     }
 
     /// Begins to wait, with so much time left: no place is free. Returns how long that makes sense; none where it makes none.
     pub(crate) fn enter(&mut self, now: Duration, work: Work, left: Duration) -> Option<Duration> {
-        let (now, left) = (now.as_secs_f64(), left.as_secs_f64());
-        if self.overrun_until.is_some_and(|until| until <= now) {
-            self.overrun_until = None;
-            // As long as it takes until the next one is late.
-            self.too_soon = now + self.period + left;
-        }
-        let takes = self.takes.seconds;
-        let spare = left - self.takes_for[work as usize].seconds;
-        let is_overrun = self.overrun_until.is_some();
-        let allowed = if is_overrun { spare.min(SHORT.max(SHORT_TRANSFERS * takes)) } else { spare };
-        let expected = takes * (self.waiting + 1) as f64 / self.places as f64;
+        let left = left.as_secs_f64();
+        let spare = left - self.takes_for[work as usize].value();
+        let turn = self.takes.value() / self.places as f64;
+        let allowed = self.strain.allows(now, left, spare, turn);
+        let expected = turn * (self.waiting + 1) as f64;
         if allowed <= 0.0 || expected > allowed {
-            self.went_without(now, left);
+            self.strain.went_without(now, left, self.waiting);
             return None;
         }
         self.waiting += 1;
-        self.has.add(left);
+        self.strain.waits(left);
         Some(Duration::from_secs_f64(allowed))
     }
 
@@ -116,9 +72,9 @@ impl Queue {
     pub(crate) fn leave(&mut self, now: Duration, how: Left) {
         self.waiting = self.waiting.saturating_sub(1);
         if self.waiting == 0 {
-            self.overrun_until = None;
+            self.strain.ends();
         } else if let Left::Late(had) = how {
-            self.went_without(now.as_secs_f64(), had.as_secs_f64());
+            self.strain.went_without(now, had.as_secs_f64(), self.waiting);
         }
     }
 
@@ -128,14 +84,9 @@ impl Queue {
         self.takes_for[work as usize].add(time.as_secs_f64());
     }
 
-    /// Somebody goes without who had so much time. Where others wait and have no more themselves, there is too much to do.
-    fn went_without(&mut self, now: f64, had: f64) {
-        let is_alone = self.waiting == 0 || had < USUAL_SHARE * self.has.seconds;
-        if is_alone || self.overrun_until.is_some() {
-            return;
-        }
-        self.period = if now < self.too_soon { (2.0 * self.period).min(MOST_WHILE) } else { LEAST_WHILE };
-        self.overrun_until = Some(now + self.period);
+    /// Gives a place back after the node said that it could not be done in time: those who wait here would wait there, too.
+    pub(crate) fn was_late_there(&mut self, now: Duration) {
+        self.strain.went_without(now, f64::INFINITY, self.waiting);
     }
 }
 
@@ -288,7 +239,7 @@ mod tests {
                     good += serve(&mut queue, &mut free_at, came, free.max(came));
                     if came > end / 2.0 {
                         second_half += 1;
-                        late += u32::from(free - came > 5.0f64.max(2.0 * takes_ms) + 1e-6);
+                        late += u32::from(free - came > 5.0f64.max(2.0 * takes_ms / 4.0) + 1e-6);
                     }
                 }
             }

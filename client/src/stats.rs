@@ -24,7 +24,8 @@ pub struct ClientStats {
     pub failovers: u64,
     /// Requests that a node was too busy for, repeated or not.
     pub busy: u64,
-    /// Requests that were not made, as all connections to a node were taken and none would have been free in time.
+    /// Requests that were not made, as all connections to a node were taken and none would have been free in time, and those of which a
+    /// node said so before it did anything.
     pub shed: u64,
     /// Reads that were late and asked of other replicas as well.
     pub hedges: u64,

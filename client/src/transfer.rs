@@ -52,7 +52,7 @@ impl NamespaceClient {
                 match self.fetch_over(&mut line, read, &mut left, begun, (targets, &mut opened)).await {
                     Err(fault) if !matches!(fault, Fault::Refused(_)) => line.revive(fault).await?,
                     ended => {
-                        line.close();
+                        line.end().await;
                         return ended;
                     }
                 }

@@ -178,6 +178,7 @@ export function hotTable(names) {
       { name: "Read of", value: (row) => row.device, show: (row) => `${row.device} ${names.name(member(row.device))}` },
       number("Replicas", (row) => row.replicas),
       number("Read, requests counted", (row) => row.read_rate, (row) => as.bandwidth(row.read_rate)),
+      number("Hit rate", (row) => row.hit_rate, (row) => as.percent(row.hit_rate)),
     ],
     none: "No slot is read.",
   });

@@ -29,7 +29,7 @@ const MAX_BEAT_BYTES: usize = 4096
         * (kvhive_protocol::SLOTS as usize / 8
             + 12 * kvhive_protocol::SLOTS as usize
             + 16 * MAX_UNREACHED
-            + 12 * MAX_HOT_SLOTS
+            + (12 + 20) * MAX_HOT_SLOTS
             + 576
             + 108 * MAX_TENANT_LOADS
             + 512 * MAX_LOAD_REPORTS
@@ -231,7 +231,7 @@ mod tests {
     #[test]
     fn the_largest_of_each_request_is_taken_in() {
         use kvhive_protocol::control::{DeviceLoad, Heartbeat, MAX_LABELS, MAX_NAME_BYTES, Placing};
-        use kvhive_protocol::load::Work;
+        use kvhive_protocol::load::{SlotHits, Work};
         use kvhive_protocol::map::DeviceDescription;
         use kvhive_protocol::strategy::{ChoiceReport, Estimate, Reason, StrategyReport};
         use kvhive_protocol::{DeviceId, Epoch, Filling, SLOTS, Slot};
@@ -287,6 +287,10 @@ mod tests {
             work,
             frames: vec![Default::default(); MAX_FRAME_SIZES],
             moving: vec![Default::default(); MAX_SLOTS_TOLD],
+            slot_hits: vec![
+                SlotHits { slot: Slot(u16::MAX), asked: u64::MAX, covered: u64::MAX };
+                MAX_HOT_SLOTS
+            ],
             given: vec![Default::default(); MAX_EMPTIED_TOLD],
             displaced: vec![Default::default(); MAX_EMPTIED_TOLD],
             losses: (0..MAX_EMPTIED_TOLD).map(losses).collect(),

@@ -8,8 +8,11 @@ use kvhive_protocol::WireError;
 use kvhive_protocol::frame::{Kind, MAX_PAYLOAD_BYTES};
 use kvhive_protocol::raft::Seat;
 use kvhive_wire::{Connection, Fault, Identity};
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tracing::{debug, error, info};
 
 /// Messages that wait for one peer.
@@ -84,8 +87,10 @@ pub(crate) fn frame_limit(bytes: usize) -> Duration {
 /// A peer to be dialled from now on.
 pub(crate) type Line = (PeerId, Seat, Outgoing);
 
-/// Dials whoever the raft actor names, each until its lanes are dropped and empty, until `stop`.
+/// Dials whoever the raft actor names, each until its lanes are dropped and empty, until `stop`. What is small is sent by the thread
+/// that this runs on, which is the raft actor's, what is large by `io`.
 pub(crate) async fn dial(
+    io: Handle,
     mut lines: mpsc::UnboundedReceiver<Line>,
     identity: Identity,
     cluster: watch::Receiver<Belonging>,
@@ -102,20 +107,26 @@ pub(crate) async fn dial(
         };
         let (identity, cluster) = (identity.clone(), cluster.clone());
         let to = Destination { peer, name: seat.name, address: seat.raft_address, identity, cluster };
-        tokio::spawn(run(to, outgoing, raft.clone(), stop.clone()));
+        tokio::spawn(run(io.clone(), to, outgoing, raft.clone(), stop.clone()));
     }
 }
 
 /// Sends what is queued for a peer, until its lanes are dropped and what is small has gone out, or until `stop`.
-pub(crate) async fn run(to: Destination, mut queues: Outgoing, raft: Raft, mut stop: watch::Receiver<bool>) {
-    let large = async {
-        send_large(&to, &mut queues.large).await;
-        // The last small word to a peer that leaves is queued just before the lanes are dropped.
-        std::future::pending().await
-    };
+pub(crate) async fn run(
+    io: Handle,
+    to: Destination,
+    queues: Outgoing,
+    raft: Raft,
+    mut stop: watch::Receiver<bool>,
+) {
+    let Outgoing { mut small, mut large } = queues;
+    let to = Arc::new(to);
+    let mut sending = JoinSet::new();
+    let whither = to.clone();
+    // Ended with what is small: the last small word to a peer that leaves is queued just before the lanes are dropped.
+    sending.spawn_on(async move { send_large(&whither, &mut large).await }, &io);
     tokio::select! {
-        () = send_small(&to, &mut queues.small, &raft) => {}
-        () = large => {}
+        () = send_small(&to, &mut small, &raft) => {}
         () = kvhive_runtime::stopped(&mut stop) => {}
     }
 }

@@ -47,6 +47,8 @@ fn pair(ours: Option<u128>, theirs: Option<u128>) -> Pair {
     let (_, known) = watch::channel(belonging(theirs));
     let server = Server {
         raft: raft.clone(),
+        raft_thread: arbiter.clone(),
+        io: runtime.io().clone(),
         control: ControlPlane::new(
             raft.clone(),
             Arc::new(crate::engines::Engines::new(
@@ -80,7 +82,7 @@ fn pair(ours: Option<u128>, theirs: Option<u128>) -> Pair {
         cluster: known,
     };
     let (lanes, outgoing) = lanes();
-    runtime.io().spawn(run(destination, outgoing, raft, stopping));
+    arbiter.spawn(run(runtime.io().clone(), destination, outgoing, raft, stopping));
     Pair { runtime, lanes, heard, _stop: stop, _cluster: cluster }
 }
 

@@ -6,14 +6,15 @@ use crate::control_plane::{ControlPlane, MAX_REQUEST_BYTES};
 use crate::peers::{self, MAX_FRAME_BYTES, MAX_SMALL_FRAME_BYTES};
 use kvhive_consensus::PeerId;
 use kvhive_protocol::WireError;
-use kvhive_protocol::control::ControlReply;
+use kvhive_protocol::control::ControlRequest;
 use kvhive_protocol::frame::{FrameLimits, Kind};
 use kvhive_protocol::handshake::{Role, TokenKey};
-use kvhive_runtime::{Places, stopped};
+use kvhive_runtime::{NamedArbiter, Places, stopped};
 use kvhive_wire::{Connection, Fault, Listening, Peer, Tls};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tracing::debug;
 
@@ -35,6 +36,10 @@ const LARGE_ROOM_KIB: usize = 2 * MAX_FRAME_BYTES.div_ceil(1024);
 /// What all connections share.
 pub(crate) struct Server {
     pub(crate) raft: Raft,
+    /// Where the raft actor runs.
+    pub(crate) raft_thread: NamedArbiter,
+    /// What serves sockets.
+    pub(crate) io: Handle,
     pub(crate) control: ControlPlane,
     pub(crate) token: TokenKey,
     pub(crate) tls: Option<Tls>,
@@ -75,7 +80,7 @@ pub(crate) async fn serve(listener: TcpListener, server: Arc<Server>, mut stop: 
     while let Some(stream) = kvhive_runtime::accept(&listener, &mut stop).await {
         let Some(mut handshake) = handshakes.enter() else { continue };
         let connections = connections.clone();
-        let (server, mut stop) = (server.clone(), stop.clone());
+        let (server, stop) = (server.clone(), stop.clone());
         tokio::spawn(async move {
             let Belonging { cluster, levels } = *server.cluster.borrow();
             let listening =
@@ -86,52 +91,115 @@ pub(crate) async fn serve(listener: TcpListener, server: Arc<Server>, mut stop: 
             };
             drop(handshake);
             // Taken by those who know the token alone.
-            let Ok(_place) = connections.try_acquire() else { return };
+            let Ok(place) = connections.try_acquire_owned() else { return };
             match accepted {
-                Ok((connection, peer)) => tokio::select! {
-                    ended = converse(connection, peer, &server) => {
-                        if let Err(fault) = ended {
-                            debug!(role = %peer.role, sender = peer.sender, %fault, "connection ended");
-                        }
-                    }
-                    () = stopped(&mut stop) => {}
-                },
+                Ok((mut connection, peer)) => {
+                    // Nobody but a coordinator sends payloads here.
+                    let payload_bytes =
+                        if peer.role == Role::Coordinator { MAX_FRAME_BYTES as u32 } else { 0 };
+                    connection.set_limits(FrameLimits { message_bytes: MAX_REQUEST_BYTES, payload_bytes });
+                    attend(Talk { connection, peer, server, stop, open: None, _place: place }, Home::Io)
+                        .await;
+                }
                 Err(fault) => debug!(%fault, "handshake failed"),
             }
         });
     }
 }
 
-async fn converse(mut connection: Connection, peer: Peer, server: &Server) -> Result<(), Fault> {
-    // Nobody but a coordinator sends payloads here.
-    let payload = if peer.role == Role::Coordinator { MAX_FRAME_BYTES as u32 } else { 0 };
-    connection.set_limits(FrameLimits { message_bytes: MAX_REQUEST_BYTES, payload_bytes: payload });
-    loop {
-        let frame = match tokio::time::timeout(IDLE_LIMIT, connection.receive()).await {
-            Ok(Ok(frame)) => frame,
-            Ok(Err(Fault::Protocol(error))) => {
-                // The peer is told why, if it still listens.
-                let _ = connection.refuse(0, &error).await;
-                return Err(Fault::Protocol(error));
-            }
-            Ok(Err(Fault::Closed)) | Err(_) => return Ok(()),
-            Ok(Err(fault)) => return Err(fault),
-        };
-        match frame.kind {
-            Kind::Raft => receive_raft(&mut connection, peer, frame.payload_bytes as usize, server).await?,
-            Kind::ControlRequest => {
-                let request = connection.message()?;
-                let reply = server.control.serve(peer.role, request).await;
-                let sent = answer(&mut connection, frame.request, &reply);
-                tokio::time::timeout(STALL_LIMIT, sent).await.unwrap_or(Err(Fault::Timeout(STALL_LIMIT)))?;
-            }
-            _ => connection.expect(frame, Kind::ControlRequest)?,
+/// Which threads serve a connection. Raft and changes go through the raft actor one by one, and whoever waits for a change waits for
+/// each thread that has to be woken on its way: they are served by the actor's own. Everything else may be large or many at a time,
+/// and is kept from it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Home {
+    Io,
+    Raft,
+}
+
+/// A connection, and what it takes to serve it.
+struct Talk {
+    connection: Connection,
+    peer: Peer,
+    server: Arc<Server>,
+    stop: watch::Receiver<bool>,
+    /// A request that was received and not served yet.
+    open: Option<(u64, ControlRequest)>,
+    _place: OwnedSemaphorePermit,
+}
+
+/// Serves a connection until it ends or `stop`, or until it is better at home elsewhere, where it goes on.
+async fn attend(mut talk: Talk, home: Home) {
+    let mut stop = talk.stop.clone();
+    let ended = tokio::select! {
+        ended = talk.converse(home) => ended,
+        () = stopped(&mut stop) => return,
+    };
+    match ended {
+        Ok(Some(next)) => talk.go_on(next),
+        Ok(None) => {}
+        Err(fault) => {
+            debug!(role = %talk.peer.role, sender = talk.peer.sender, %fault, "connection ended");
         }
     }
 }
 
-async fn answer(connection: &mut Connection, request: u64, reply: &ControlReply) -> Result<(), Fault> {
-    connection.send(Kind::ControlReply, request, reply, &[]).await
+impl Talk {
+    fn go_on(mut self, home: Home) {
+        let server = self.server.clone();
+        let task = async move {
+            match self.connection.moved() {
+                Ok(connection) => {
+                    self.connection = connection;
+                    attend(self, home).await;
+                }
+                Err(error) => debug!(%error, "a connection cannot be moved"),
+            }
+        };
+        match home {
+            Home::Io => drop(server.io.spawn(task)),
+            Home::Raft => server.raft_thread.spawn(task),
+        }
+    }
+
+    /// Returns where it goes on; none when the other end has closed it, or was silent for long.
+    async fn converse(&mut self, home: Home) -> Result<Option<Home>, Fault> {
+        let Talk { connection, peer, server, .. } = self;
+        loop {
+            if let Some((number, request)) = self.open.take() {
+                let is_change = matches!(request, ControlRequest::Submit { .. });
+                if home == Home::Raft && !is_change {
+                    self.open = Some((number, request));
+                    return Ok(Some(Home::Io));
+                }
+                let reply = server.control.serve(peer.role, request).await;
+                let sent = connection.send(Kind::ControlReply, number, &reply, &[]);
+                tokio::time::timeout(STALL_LIMIT, sent).await.unwrap_or(Err(Fault::Timeout(STALL_LIMIT)))?;
+                if home == Home::Io && is_change {
+                    return Ok(Some(Home::Raft));
+                }
+            }
+            let frame = match tokio::time::timeout(IDLE_LIMIT, connection.receive()).await {
+                Ok(Ok(frame)) => frame,
+                Ok(Err(Fault::Protocol(error))) => {
+                    // The peer is told why, if it still listens.
+                    let _ = connection.refuse(0, &error).await;
+                    return Err(Fault::Protocol(error));
+                }
+                Ok(Err(Fault::Closed)) | Err(_) => return Ok(None),
+                Ok(Err(fault)) => return Err(fault),
+            };
+            match frame.kind {
+                Kind::Raft => {
+                    receive_raft(connection, *peer, frame.payload_bytes as usize, server).await?;
+                    if home == Home::Io {
+                        return Ok(Some(Home::Raft));
+                    }
+                }
+                Kind::ControlRequest => self.open = Some((frame.request, connection.message()?)),
+                _ => connection.expect(frame, Kind::ControlRequest)?,
+            }
+        }
+    }
 }
 
 async fn receive_raft(

@@ -168,9 +168,14 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
         tls: config.tls.clone(),
         levels: Levels::up_to(config.speaks),
     };
-    let dialling =
-        peers::dial(lines, identity.clone(), known_cluster.clone(), raft.clone(), stopping.clone());
-    runtime.io().spawn(dialling);
+    arbiter.spawn(peers::dial(
+        runtime.io().clone(),
+        lines,
+        identity.clone(),
+        known_cluster.clone(),
+        raft.clone(),
+        stopping.clone(),
+    ));
     let coordinators: Vec<String> = config.peers.iter().map(|peer| peer.raft_address.clone()).collect();
     let (names, engines_heard) = mpsc::channel(blocks::WAITING);
     let names = config.block_events.is_some().then_some(names);
@@ -186,6 +191,8 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
     let control = ControlPlane::new(raft.clone(), engines, config.tracer.clone());
     let server = Arc::new(Server {
         raft: raft.clone(),
+        raft_thread: arbiter,
+        io: runtime.io().clone(),
         control: control.clone(),
         token,
         tls: config.tls.clone(),

@@ -1,6 +1,6 @@
 // The digest that a block's header carries, as far as it is worth sharing out: XXH3 of each of a block's pieces of 16 KiB. A warp takes a piece. What
-// 1024 bytes add to the eight sums does not depend on the sums, so that four lanes add up 1024 bytes and eight such groups go side by side; the sums are
-// stirred after each 1024 bytes, one after the other, when all of that is there.
+// 1024 bytes add to the eight sums does not depend on the sums, so that all lanes add up 1024 bytes together, 32 bytes each, while the next are on their
+// way; the sums are stirred after each 1024 bytes, one after the other.
 
 typedef unsigned char u8;
 typedef unsigned u32;
@@ -107,81 +107,87 @@ __device__ inline void add(Two& sums, const Two& read, u64 first_secret, u64 sec
     sums.second += read.first + (second & 0xFFFFFFFF) * (second >> 32);
 }
 
-// Stripes that a lane reads before it adds up any: so many reads are under way at the same time.
-constexpr u32 AHEAD = 8;
-
-// What a lane adds of one section of a whole piece that begins at a multiple of 16 bytes. No read depends on where the piece ends.
-__device__ inline void add_section(Two& sums, u64 start, u32 count, u32 column, const u64* secret) {
-    const ulonglong2* words = (const ulonglong2*)start;
-    u64 word = secret[2 * column];
-#pragma unroll
-    for (u32 from = 0; from < SECTION / STRIPE; from += AHEAD) {
-        Two read[AHEAD];
-#pragma unroll
-        for (u32 ahead = 0; ahead < AHEAD; ahead++) {
-            const ulonglong2 two = words[(from + ahead) * (STRIPE / 16)];
-            read[ahead] = Two{two.x, two.y};
-        }
-#pragma unroll
-        for (u32 ahead = 0; ahead < AHEAD; ahead++) {
-            const u64 next = secret[2 * column + from + ahead + 1];
-            if (from + ahead < count) add(sums, read[ahead], word, next);
-            word = next;
-        }
-    }
+// The same for 16 bytes of a piece that begins at a multiple of so many.
+__device__ inline Two read_evenly(u64 address) {
+#ifdef __CUDA_ARCH__
+    Two two;
+    asm volatile("ld.global.nc.v2.u64 {%0, %1}, [%2];" : "=l"(two.first), "=l"(two.second) : "l"(address));
+    return two;
+#else
+    return read(address);
+#endif
 }
 
-// More than 240 bytes, by a warp.
+// Adds what all lanes of a column have. Half of them take its first sum, half its second one: a lane has one of the eight from here on.
+__device__ inline u64 sum_of_lanes(const Two& own, bool has_second) {
+    const u64 given = has_second ? own.first : own.second;
+    u64 sum = (has_second ? own.second : own.first) + __shfl_xor_sync(0xFFFFFFFF, given, 4);
+    sum += __shfl_xor_sync(0xFFFFFFFF, sum, 8);
+    return sum + __shfl_xor_sync(0xFFFFFFFF, sum, 16);
+}
+
+__device__ inline u64 stirred(u64 sum, u64 secret) { return (sum ^ sum >> 47 ^ secret) * PRIME32_1; }
+
+// Sections whose reads are under way at the same time.
+constexpr u32 AHEAD = 4;
+
+// More than 240 bytes, by a warp. It reads 512 bytes side by side, as memory brings them: a lane has a sixteenth part of a stripe's two sums, of two stripes
+// of each section, under the same secrets in every one.
 __device__ u64 digest_of_many(u64 from, u32 bytes, const u64* secret) {
-    const u32 lane = threadIdx.x % 32, column = lane % 4, group = lane / 4;
-    // The last section is never whole: its last stripe is taken by itself, and may have bytes of the one before it.
-    const u32 last = (bytes - 1) / SECTION, stripes = (bytes - 1) % SECTION / STRIPE;
-    Two of_sections[2] = {{0, 0}, {0, 0}};
-#pragma unroll
-    for (u32 half = 0; half < 2; half++) {
-        const u32 section = half * 8 + group;
-        const u32 count = section < last ? SECTION / STRIPE : section == last ? stripes : 0;
-        const u64 start = from + section * SECTION + column * 16;
-        if (bytes == PIECE && (from & 15) == 0) {
-            add_section(of_sections[half], start, count, column, secret);
-        } else {
-            u64 word = secret[2 * column];
+    const u32 lane = threadIdx.x % 32, column = lane % 4, stripe = lane / 4;
+    const bool has_second = stripe % 2;
+    // The last section is never whole: its last stripe is taken by itself, under secrets of its own, and may have bytes of the one before it.
+    const u32 last = (bytes - 1) / SECTION, stripes = (bytes - 1) % SECTION / STRIPE, at_end = 192 - STRIPE - 7 + column * 16;
+    const u64 of_low[2] = {secret[2 * column + stripe], secret[2 * column + stripe + 1]};
+    const u64 of_high[2] = {secret[2 * column + stripe + 8], secret[2 * column + stripe + 9]};
+    const u64 of_end[2] = {secret_at(secret, at_end), secret_at(secret, at_end + 8)};
+    const u64 to_stir = secret[16 + 2 * column + has_second];
+    u64 sum = column == 0   ? (has_second ? PRIME64_1 : PRIME32_3)
+              : column == 1 ? (has_second ? PRIME64_3 : PRIME64_2)
+              : column == 2 ? (has_second ? PRIME32_2 : PRIME64_4)
+                            : (has_second ? PRIME32_1 : PRIME64_5);
+    const u64 start = from + lane * 16;
+    if (bytes == PIECE && (from & 15) == 0) {
+        // The last stripe is that of the last lanes.
+        constexpr u32 SECTIONS = PIECE / SECTION;
 #pragma unroll 1
-            for (u32 stripe = 0; stripe < count; stripe++) {
-                const u64 next = secret[2 * column + stripe + 1];
-                add(of_sections[half], read(start + stripe * STRIPE), word, next);
-                word = next;
+        for (u32 first = 0; first < SECTIONS; first += AHEAD) {
+            Two read[2 * AHEAD];
+#pragma unroll
+            for (u32 half = 0; half < 2 * AHEAD; half++) read[half] = read_evenly(start + first * SECTION + half * (SECTION / 2));
+#pragma unroll
+            for (u32 ahead = 0; ahead < AHEAD; ahead++) {
+                const bool is_last = ahead + 1 == AHEAD && first + AHEAD == SECTIONS, is_end = is_last && stripe == 7;
+                Two own = {0, 0};
+                add(own, read[2 * ahead], of_low[0], of_low[1]);
+                add(own, read[2 * ahead + 1], is_end ? of_end[0] : of_high[0], is_end ? of_end[1] : of_high[1]);
+                sum += sum_of_lanes(own, has_second);
+                if (!is_last) sum = stirred(sum, to_stir);
             }
         }
-        if (section == last) {
-            const u32 at = 192 - STRIPE - 7 + column * 16;
-            add(of_sections[half], read(from + bytes - STRIPE + column * 16), secret_at(secret, at), secret_at(secret, at + 8));
+    } else {
+#pragma unroll 1
+        for (u32 section = 0; section <= last; section++) {
+            const u32 count = section < last ? SECTION / STRIPE : stripes;
+            Two own = {0, 0};
+            if (stripe < count) add(own, read(start + section * SECTION), of_low[0], of_low[1]);
+            if (stripe + 8 < count) add(own, read(start + section * SECTION + SECTION / 2), of_high[0], of_high[1]);
+            if (section == last && stripe == 0) add(own, read(from + bytes - STRIPE + column * 16), of_end[0], of_end[1]);
+            sum += sum_of_lanes(own, has_second);
+            if (section < last) sum = stirred(sum, to_stir);
         }
     }
-    Two sums = column == 0   ? Two{PRIME32_3, PRIME64_1}
-               : column == 1 ? Two{PRIME64_2, PRIME64_3}
-               : column == 2 ? Two{PRIME64_4, PRIME32_2}
-                             : Two{PRIME64_5, PRIME32_1};
-    const u64 first_stir = secret[16 + 2 * column], second_stir = secret[17 + 2 * column];
-#pragma unroll
-    for (u32 section = 0; section < PIECE / SECTION; section++) {
-        const Two& own = of_sections[section / 8];
-        sums.first += __shfl_sync(0xFFFFFFFF, own.first, section % 8 * 4 + column);
-        sums.second += __shfl_sync(0xFFFFFFFF, own.second, section % 8 * 4 + column);
-        if (section < last) {
-            sums.first = (sums.first ^ sums.first >> 47 ^ first_stir) * PRIME32_1;
-            sums.second = (sums.second ^ sums.second >> 47 ^ second_stir) * PRIME32_1;
-        }
-    }
+    // Who has the first sum of a column gets the second one.
+    const u64 other = __shfl_xor_sync(0xFFFFFFFF, sum, 4);
     const u32 at = 11 + column * 16;
-    u64 sum = folded(sums.first ^ secret_at(secret, at), sums.second ^ secret_at(secret, at + 8));
-    sum += __shfl_xor_sync(0xFFFFFFFF, sum, 1);
-    sum += __shfl_xor_sync(0xFFFFFFFF, sum, 2);
-    return avalanche(sum + bytes * PRIME64_1);
+    u64 all = folded((has_second ? other : sum) ^ secret_at(secret, at), (has_second ? sum : other) ^ secret_at(secret, at + 8));
+    all += __shfl_xor_sync(0xFFFFFFFF, all, 1);
+    all += __shfl_xor_sync(0xFFFFFFFF, all, 2);
+    return avalanche(all + bytes * PRIME64_1);
 }
 
 // Writes the digests of all pieces of some blocks, `most` places each.
-extern "C" __global__ void __launch_bounds__(THREADS) kvhive_digest(const Span* spans, u64* digests, u32 count, u32 most) {
+extern "C" __global__ void __launch_bounds__(THREADS, 3) kvhive_digest(const Span* spans, u64* digests, u32 count, u32 most) {
     __shared__ u64 secret[24];
     if (threadIdx.x < 24) secret[threadIdx.x] = SECRET[threadIdx.x];
     __syncthreads();

@@ -37,11 +37,13 @@ struct Job {
     u32 tokens, heads, head_dim;
     u32 page_tokens, block_pages;
     u32 element;
-    // A row of one head is as many chunks of 16 bytes; so many threads of a warp take one at a time.
-    u32 chunks, lanes;
+    // A row of one head is as many chunks of 16 bytes; 2 to the power of `lane_shift` threads of a warp take one at a time.
+    u32 chunks, lane_shift;
+    // Where codes are of 8 bits, as exponents of 2: lanes that keep a row, and columns of a part where tokens share a scale.
+    u32 row_shift, column_shift;
     // What a plane of the first and of the second kind is cut into, and how many rows a part has.
     u32 parts[2], part_rows;
-    Divisor by_heads, by_page_tokens, by_planes, by_parts;
+    Divisor by_heads, by_page_tokens, by_planes, by_parts, by_chunks;
 };
 
 // A part of a plane of a block: what one block of threads does at a time.
@@ -63,7 +65,8 @@ __device__ inline Part part_of(const Job& job, u32 number) {
 // Where the engine has the numbers of a head of a token.
 __device__ inline u64 engine_row(const Job& job, const Part& part, u32 token, u32 head) {
     const u32 at = job.by_page_tokens.of(token), page = job.pages[part.block * job.block_pages + at];
-    return part.plane.base + page * part.plane.page_bytes + (token - at * job.page_tokens) * job.token_bytes + head * job.head_bytes;
+    // A page is less than 2^32 bytes.
+    return part.plane.base + page * part.plane.page_bytes + ((token - at * job.page_tokens) * (u32)job.token_bytes + head * (u32)job.head_bytes);
 }
 
 __device__ inline u32 as_bits(float value) { return __float_as_uint(value); }
@@ -111,6 +114,43 @@ __device__ inline void write(u64 address, u32 bytes, const Chunk& chunk) {
     if (bytes > 8) write_bytes(address + 8, bytes - 8, chunk.word[2] | (u64)chunk.word[3] << 32);
 }
 
+// The same where all of a chunk is there and begins at a multiple of its bytes. Nobody writes what is read.
+__device__ inline Chunk read_evenly(u64 address) {
+#ifdef __CUDA_ARCH__
+    Chunk chunk;
+    asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(chunk.word[0]), "=r"(chunk.word[1]), "=r"(chunk.word[2]), "=r"(chunk.word[3])
+                 : "l"(address));
+    return chunk;
+#else
+    return read(address, 16);
+#endif
+}
+
+__device__ inline void write_evenly(u64 address, const Chunk& chunk) {
+#ifdef __CUDA_ARCH__
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(chunk.word[0]), "r"(chunk.word[1]), "r"(chunk.word[2]), "r"(chunk.word[3]));
+#else
+    write(address, 16, chunk);
+#endif
+}
+
+// So many words, 1, 2 or 4, at once.
+template <u32 COUNT> __device__ inline void read_words(u64 address, u32* words) {
+#ifdef __CUDA_ARCH__
+    if (COUNT == 1)
+        asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(words[0]) : "l"(address));
+    else if (COUNT == 2)
+        asm volatile("ld.global.nc.v2.u32 {%0, %1}, [%2];" : "=r"(words[0]), "=r"(words[1 % COUNT]) : "l"(address));
+    else
+        asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(words[0]), "=r"(words[1 % COUNT]), "=r"(words[2 % COUNT]), "=r"(words[3 % COUNT])
+                     : "l"(address));
+#else
+    for (u32 at = 0; at < COUNT; at++) words[at] = ((const u32*)address)[at];
+#endif
+}
+
 // The codes of a chunk of numbers, a byte each: 8 bytes or 4.
 __device__ inline u64 read_codes(u64 address, u32 bytes) {
     if (bytes == 8 && (address & 7) == 0) return *(const u64*)address;
@@ -125,6 +165,25 @@ __device__ inline void write_codes(u64 address, u32 bytes, u64 codes) {
         *(u32*)address = (u32)codes;
     else
         write_bytes(address, bytes, codes);
+}
+
+template <u32 BYTES> __device__ inline void write_codes_evenly(u64 address, u64 codes) {
+#ifdef __CUDA_ARCH__
+    if (BYTES == 8)
+        asm volatile("st.global.u64 [%0], %1;" ::"l"(address), "l"(codes));
+    else
+        asm volatile("st.global.u32 [%0], %1;" ::"l"(address), "r"((u32)codes));
+#else
+    write_codes(address, BYTES, codes);
+#endif
+}
+
+__device__ inline void write_scale_evenly(u64 address, u32 half) {
+#ifdef __CUDA_ARCH__
+    asm volatile("st.global.u16 [%0], %1;" ::"l"(address), "h"((u16)half));
+#else
+    *(u16*)address = (u16)half;
+#endif
 }
 
 __device__ inline float from_f16(u32 half) {
@@ -177,6 +236,20 @@ template <int ELEMENT> __device__ inline u32 number_of(float value) {
     return is_nan ? 0x7FC0 : (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
 }
 
+// Two finite values within the element's range as a word, the first one in its lower half.
+template <int ELEMENT> __device__ inline u32 two_of(float first, float second) {
+#ifdef __CUDA_ARCH__
+    u32 word;
+    if (ELEMENT == F16)
+        asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
+    else
+        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
+    return word;
+#else
+    return number_of<ELEMENT>(first) | number_of<ELEMENT>(second) << 16;
+#endif
+}
+
 template <int ELEMENT> __device__ inline void put(Chunk& chunk, u32 at, u32 number) {
     if (ELEMENT == F32)
         chunk.word[at] = number;
@@ -200,11 +273,11 @@ struct Round {
 
     __device__ Round(const Job& job, u32 part) {
         const u32 rows = job.tokens * job.heads;
-        lanes = job.lanes;
+        lanes = 1u << job.lane_shift;
         lane = threadIdx.x & (lanes - 1);
-        group = threadIdx.x / lanes;
-        groups = THREADS / lanes;
-        laps = (job.chunks + lanes - 1) / lanes;
+        group = threadIdx.x >> job.lane_shift;
+        groups = THREADS >> job.lane_shift;
+        laps = (job.chunks + lanes - 1) >> job.lane_shift;
         first = part * job.part_rows * laps;
         end = min(part * job.part_rows + job.part_rows, rows) * laps;
     }
@@ -222,3 +295,8 @@ template <int ELEMENT> __device__ u32 numbers_in(const Job& job, u32 chunk) {
 
 // Adding this to a number of magnitude under 2^22 leaves it rounded to nearest even in the low bits.
 constexpr float ROUNDER = 12582912.0f;
+
+// The first bytes of four words.
+__device__ inline u32 packed(u32 first, u32 second, u32 third, u32 fourth) {
+    return __byte_perm(__byte_perm(first, second, 0x0040), __byte_perm(third, fourth, 0x0040), 0x5410);
+}

@@ -12,8 +12,11 @@ const WARP: u32 = 32;
 /// Threads that do a part of a plane together, and rows that each has under way: `THREADS` and `AHEAD` of `pages.cuh`.
 pub(crate) const THREADS: u32 = 256;
 const AHEAD: u32 = 4;
-/// Tokens up to which a part has twice as many channels: `FEW_TOKENS` of `eight.cuh`.
-const FEW_TOKENS: u32 = 16;
+/// Chunks of a row that a thread keeps: `OF_ROW` of `eight.cuh`.
+const OF_ROW: u32 = 2;
+/// Of the chunks of all tokens beside each other, what a part has at least and at most where tokens share a scale: `COLUMNS` of `eight.cuh`, and
+/// 128 bytes, which memory brings at once.
+const COLUMNS: [u32; 2] = [8, 64];
 /// Tokens and channels of a tile of int4, and threads that do one together.
 const TILE: (u32, u32) = (32, 128);
 const TILE_THREADS: u32 = 128;
@@ -230,6 +233,9 @@ pub struct PagePlan {
     pub(crate) row_bytes: u64,
     pub(crate) chunks: u32,
     pub(crate) lanes: u32,
+    /// Threads that keep a row of 8 bits a number, and columns of a part where tokens share a scale.
+    pub(crate) row_lanes: u32,
+    pub(crate) columns: u32,
     /// Of a plane of each kind.
     pub(crate) parts: [u32; 2],
     pub(crate) part_rows: u32,
@@ -282,6 +288,8 @@ impl PagePlan {
             row_bytes: 0,
             chunks: bytes.div_ceil(CHUNK_BYTES) as u32,
             lanes: 0,
+            row_lanes: 0,
+            columns: 0,
             parts: [0; 2],
             part_rows: 0,
             block_bytes,
@@ -400,9 +408,16 @@ impl PagePlan {
         self.lanes = self.chunks.next_power_of_two().min(WARP);
         let laps = self.chunks.div_ceil(self.lanes);
         self.part_rows = (AHEAD * THREADS / (self.lanes * laps)).max(THREADS / self.lanes);
+        if matches!(self.codec, Codec::Int8 | Codec::Fp8) {
+            // What a thread has to find out about a part is a quarter of what it does at a time.
+            self.part_rows *= 2;
+        }
         let by_rows = (self.tokens * self.heads).div_ceil(self.part_rows);
-        let sides = if self.tokens <= FEW_TOKENS { 2 } else { 1 };
-        let by_channels = (self.heads * self.chunks).div_ceil(WARP * sides);
+        self.row_lanes = self.chunks.div_ceil(OF_ROW).next_power_of_two().min(WARP);
+        // All tokens of a part are under way at once, if that leaves it wide enough.
+        let columns = AHEAD * THREADS / self.tokens.next_power_of_two().min(AHEAD * THREADS);
+        self.columns = columns.clamp(COLUMNS[0], COLUMNS[1]);
+        let by_channels = (self.heads * self.chunks).div_ceil(self.columns);
         let by_tiles = self.tokens.div_ceil(TILE.0) * self.heads * self.head_dim.div_ceil(TILE.1);
         let keys_by_channel = self.planes.first().is_some_and(|plane| plane.by_channel);
         self.parts = match self.codec {

@@ -41,7 +41,22 @@ fn a_plan_knows_where_everything_is() {
     );
     assert_eq!(plan.block_bytes(), 2 * (keys + values));
     assert_eq!((plan.block_pages(), plan.reach()), (2, 4096..(1 << 20) + 18 * side));
-    assert_eq!((plan.chunks, plan.lanes, plan.part_rows, plan.parts), (8, 8, 128, [1, 1]));
+    assert_eq!((plan.chunks, plan.lanes, plan.row_lanes), (8, 8, 4));
+    assert_eq!((plan.columns, plan.part_rows, plan.parts), (64, 256, [1, 1]));
+}
+
+#[test]
+fn the_more_tokens_share_a_scale_the_fewer_channels_are_a_part() {
+    for (tokens, columns) in [(16, 64), (24, 32), (32, 32), (40, 16), (64, 16), (128, 8), (256, 8)] {
+        let pages = PageShape { kv_heads: 8, head_dim: 128, ..PAGES };
+        let Shape::Tensor { layers, element, order, .. } = BLOCK else { unreachable!("it is one") };
+        let block = Shape::Tensor { layers, kv_heads: 8, head_dim: 128, tokens, element, order };
+        let layer = LayerPages { keys: 0, values: 1 << 20, stride: 1 << 14, pages: 64 };
+        let plan = PagePlan::new(pages, &[layer, layer], Codec::Fp8, &block).expect("they go together");
+        // A head's row is 16 chunks.
+        let rows = (tokens * 8).div_ceil(128);
+        assert_eq!((plan.row_lanes, plan.columns, plan.parts), (8, columns, [128 / columns, rows]));
+    }
 }
 
 #[test]

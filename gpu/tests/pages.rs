@@ -218,16 +218,40 @@ fn latent_rows_go_as_they_are_and_as_two_halves() {
     assert!(fake.is_clean());
 }
 
-/// Has every number of two bytes be one of two that share a scale, the other one being this, and compares what becomes of them with the host's.
-fn every_number(gpu: &Arc<Gpu>, element: Element, codec: Codec, other: u16) -> Result<(), PagerError> {
-    const HEADS: u32 = 1 << 16;
-    let pages =
-        PageShape { order: PageOrder::TokensFirst, page_tokens: 1, kv_heads: HEADS, head_dim: 2, element };
+/// Which numbers share a scale with the one that is every number in turn.
+#[derive(Clone, Copy, Debug)]
+enum Beside {
+    /// So many others of the same token and head.
+    Row(u32),
+    /// Those of 15 other tokens, and in values its 127 neighbours, which are every number too.
+    Channel,
+}
+
+/// Has every number of two bytes be one of some that share a scale, the others being this, and compares what becomes of them with the host's.
+fn every_number(
+    gpu: &Arc<Gpu>,
+    element: Element,
+    codec: Codec,
+    beside: Beside,
+    other: u16,
+) -> Result<(), PagerError> {
+    let (kv_heads, head_dim, tokens) = match beside {
+        Beside::Row(others) => (1 << 16, 1 + others, 1),
+        Beside::Channel => (1 << 9, 1 << 7, 16),
+    };
+    let pages = PageShape { order: PageOrder::TokensFirst, page_tokens: tokens, kv_heads, head_dim, element };
     let order = Order::LayersFirst;
-    let shape = Shape::Tensor { layers: 1, kv_heads: HEADS, head_dim: 2, tokens: 1, element, order };
+    let shape = Shape::Tensor { layers: 1, kv_heads, head_dim, tokens, element, order };
     // One page is the whole block.
-    let both = (0..=u16::MAX).chain(0..=u16::MAX);
-    let raw: Vec<u8> = both.flat_map(|number| [number.to_le_bytes(), other.to_le_bytes()].concat()).collect();
+    let each = match beside {
+        Beside::Row(others) => others as usize,
+        Beside::Channel => 0,
+    };
+    let mut side: Vec<u16> = (0..=u16::MAX)
+        .flat_map(|number| std::iter::once(number).chain(std::iter::repeat_n(other, each)))
+        .collect();
+    side.resize((kv_heads * head_dim * tokens) as usize, other);
+    let raw: Vec<u8> = side.iter().chain(&side).flat_map(|number| number.to_le_bytes()).collect();
     let (mut stored, mut back) = (Vec::new(), vec![0; raw.len()]);
     encode(codec, &shape, &raw, &mut stored).expect("a tensor");
     decode(codec, &shape, &stored, &mut back).expect("they were encoded");
@@ -241,25 +265,67 @@ fn every_number(gpu: &Arc<Gpu>, element: Element, codec: Codec, other: u16) -> R
     let differs = there.get(&block)?.iter().zip(&stored).position(|(got, wanted)| got != wanted);
     assert_eq!(
         differs, None,
-        "{element:?} {codec} beside {other:#06x}: gathered bytes differ from {differs:?} on"
+        "{element:?} {codec} beside {other:#06x} {beside:?}: gathered bytes differ from {differs:?} on"
     );
     pager.timed(&there.timer, Way::Scatter, &mut engine, &mut block, &list, 1)?;
-    assert!(there.get(&engine)? == back, "{element:?} {codec} beside {other:#06x}: scattered bytes differ");
+    assert!(
+        there.get(&engine)? == back,
+        "{element:?} {codec} beside {other:#06x} {beside:?}: scattered bytes differ"
+    );
     Ok(())
 }
 
-#[test]
-fn every_number_of_two_bytes_is_rounded_as_the_host_rounds_it() {
-    let gpu = Fake::new().gpu();
-    // Nothing, and numbers of many sizes: those beside them come to all codes.
-    let halves = [0, 0x1234, 0x3C00, 0x7BFF];
-    let upper = [0, 0x0155, 0x3F80, 0x7F7F];
+/// Has every number beside these be rounded by all kernels of eight bits: those of fp8 with and without instructions for it.
+fn every_number_by_all_kernels(beside: Beside, halves: [u16; 2], upper: [u16; 2]) {
+    let (older, newer) = (Fake::new(), Fake::new());
+    older.set("fake_capability", 80);
+    let (older, newer) = (older.gpu(), newer.gpu());
     for (element, others) in [(Element::F16, halves), (Element::Bf16, upper)] {
-        for codec in [Codec::Fp8, Codec::Int8] {
-            for other in others {
-                every_number(&gpu, element, codec, other).expect("it works");
-            }
+        for other in others {
+            every_number(&newer, element, Codec::Int8, beside, other).expect("it works");
+            every_number(&newer, element, Codec::Fp8, beside, other).expect("it works");
+            every_number(&older, element, Codec::Fp8, beside, other).expect("it works");
         }
+    }
+}
+
+// Nothing, and numbers of many sizes: those beside them come to all codes.
+
+#[test]
+fn every_number_of_a_row_of_whole_chunks_is_rounded_as_the_host_rounds_it() {
+    every_number_by_all_kernels(Beside::Row(7), [0, 0x3C00], [0, 0x3F80]);
+}
+
+#[test]
+fn every_number_of_a_row_that_is_less_is_rounded_as_the_host_rounds_it() {
+    every_number_by_all_kernels(Beside::Row(1), [0, 0x1234], [0, 0x0155]);
+}
+
+#[test]
+fn every_number_of_a_channel_is_rounded_as_the_host_rounds_it() {
+    every_number_by_all_kernels(Beside::Channel, [0x1234, 0x7BFF], [0x3F80, 0x7F7F]);
+}
+
+#[test]
+fn a_gpu_without_instructions_for_fp8_has_kernels_without() {
+    // The driver of one refuses the others, as a real one does.
+    for (capability, kind) in [(80, 80), (86, 80), (89, 89), (90, 89), (100, 89), (120, 89)] {
+        let fake = Fake::new();
+        fake.set("fake_capability", capability);
+        let gpu = fake.gpu();
+        let case = Case { heads: 2, ..arrangements()[0] };
+        for codec in [Codec::Int8, Codec::Raw] {
+            both_ways(&gpu, &case, codec).expect("it works");
+            assert_eq!(fake.ask("fake_newest"), 80, "{codec} for {capability}");
+        }
+        both_ways(&gpu, &case, Codec::Fp8).expect("it works");
+        assert_eq!(fake.ask("fake_newest"), kind, "fp8 for {capability}");
+    }
+    let fake = Fake::new();
+    fake.set("fake_capability", 80);
+    let gpu = fake.gpu();
+    for case in arrangements() {
+        both_ways(&gpu, &case, Codec::Fp8).expect("it works");
     }
 }
 
@@ -325,7 +391,9 @@ fn a_real_gpu_makes_the_same_blocks() {
         for (element, codec) in
             [(Element::F16, Codec::Fp8), (Element::Bf16, Codec::Fp8), (Element::Bf16, Codec::Int8)]
         {
-            every_number(&gpu, element, codec, 0x3C00).expect("it works");
+            for beside in [Beside::Row(1), Beside::Row(7), Beside::Channel] {
+                every_number(&gpu, element, codec, beside, 0x3C00).expect("it works");
+            }
         }
     }
 }

@@ -177,7 +177,7 @@ impl Membership {
             // One that was made anew since the registration holds nothing that it was taken to hold then: it registers anew.
             let is_as_registered = self.known_emptied.load(Ordering::SeqCst) == *self.emptied.borrow();
             let mut load = answer.ok().filter(|_| is_as_registered).map_or(unknown, |(load, _)| load);
-            load.work = device.work.tell(self.view.now());
+            (load.work, load.slot_hits) = device.work.tell(self.view.now());
             load.traffic = device.traffic.tell(self.view.now());
             let device = DeviceId::new(member, at as u16);
             load.queue_us = u64::try_from(waited.as_micros()).unwrap_or(u64::MAX);

@@ -128,6 +128,7 @@ fn record(sources: &Sources, devices: &[Option<(ShardStats, CodecUses)>]) {
         ("kvhive_node_tenant_policies_bytes", own_policies as f64),
         ("kvhive_node_open_connections", plane.open_connections() as f64),
         ("kvhive_node_inflight_bytes", plane.inflight_bytes() as f64),
+        ("kvhive_node_waiting_requests", plane.waiting() as f64),
         ("kvhive_node_replication_waiting_batches", plane.replicator.waiting() as f64),
         ("kvhive_node_replication_lag_seconds", lag as f64 / 1e6),
         ("kvhive_node_slots_to_give", plane.replicator.giving.left() as f64),
@@ -205,6 +206,7 @@ fn record(sources: &Sources, devices: &[Option<(ShardStats, CodecUses)>]) {
     }
     for (reason, counter) in [
         ("busy", &counters.busy),
+        ("late", &counters.late),
         ("no_lease", &counters.no_lease),
         ("stale_epoch", &counters.stale_epoch),
         ("forbidden", &counters.forbidden),
@@ -248,7 +250,10 @@ fn record(sources: &Sources, devices: &[Option<(ShardStats, CodecUses)>]) {
 /// Records what each tenant has here, over all devices.
 fn record_tenants(sources: &Sources, tenants: &[(TenantId, TenantLoad)]) {
     let Some(serving) = sources.plane.view.serving() else { return };
+    let turns = &sources.plane.turns;
+    turns.retain(|tenant| serving.map.tenants.contains_key(&tenant));
     for (id, load) in tenants {
+        let figures = turns.figures(*id);
         let Some(tenant) = serving.map.tenants.get(id) else { continue };
         for (at, tier) in ["device", "host", "disk"].into_iter().enumerate() {
             let labels = [("tenant", tenant.name.clone()), ("tier", tier.to_owned())];
@@ -263,6 +268,9 @@ fn record_tenants(sources: &Sources, tenants: &[(TenantId, TenantLoad)]) {
             ("kvhive_node_tenant_stored_blocks_total", load.stored_blocks),
             ("kvhive_node_tenant_evicted_blocks_total", load.evicted_blocks),
             ("kvhive_node_tenant_refused_blocks_total", load.refused_blocks),
+            ("kvhive_node_tenant_transfer_bytes_total", figures.bytes),
+            ("kvhive_node_tenant_waited_requests_total", figures.waited),
+            ("kvhive_node_tenant_late_requests_total", figures.late),
         ] {
             metrics::counter!(name, "tenant" => tenant.name.clone()).absolute(value);
         }

@@ -62,6 +62,10 @@ const METRICS_DOOR: DoorLimits = DoorLimits {
     answer: Duration::from_secs(60),
     idle: Duration::from_secs(60),
 };
+/// Transfers under way for each thread that serves connections: one that it works at, and others whose peers or kernels are at work.
+const PLACES_A_THREAD: usize = 4;
+/// And at the least: a link is not one peer's.
+const LEAST_PLACES: usize = 8;
 /// See [`Limits::stall`].
 const STALL: Duration = Duration::from_secs(30);
 /// See [`Limits::least_rate`].
@@ -77,6 +81,7 @@ pub fn start(config: NodeConfig) -> Result<NodeHandle, NodeError> {
     let limits = Limits {
         connections: max_connections,
         inflight_bytes: max_inflight_bytes,
+        places: LEAST_PLACES.max(PLACES_A_THREAD * config.io_threads),
         stall: STALL,
         least_rate: LEAST_RATE,
         gives: moves,

@@ -1,7 +1,8 @@
 //! What is asked of one device, counted by whoever serves it and told in heartbeats.
 
 use kvhive_cache::Heat;
-use kvhive_protocol::load::{MAX_HOT_SLOTS, REQUEST_BYTES, Work};
+use kvhive_protocol::data::Run;
+use kvhive_protocol::load::{MAX_HOT_SLOTS, REQUEST_BYTES, SlotHits, Work};
 use kvhive_protocol::{Moment, SLOTS, Slot};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,6 +15,8 @@ pub(crate) struct WorkCounters {
     waits: AtomicU64,
     /// What matches and fetches came to, by slot, since it was last told.
     read: Box<[AtomicU64]>,
+    /// Keys of matches by slot, and those of them that were covered, since it was last told.
+    matched: Box<[[AtomicU64; 2]]>,
     heat: Mutex<Heat>,
 }
 
@@ -24,6 +27,7 @@ impl Default for WorkCounters {
             waited_us: AtomicU64::new(0),
             waits: AtomicU64::new(0),
             read: (0..SLOTS).map(|_| AtomicU64::new(0)).collect(),
+            matched: (0..SLOTS).map(|_| Default::default()).collect(),
             heat: Mutex::new(Heat::new(Moment::ZERO)),
         }
     }
@@ -44,6 +48,16 @@ impl WorkCounters {
         }
     }
 
+    /// Counts the keys of a match, and those of each run that were covered.
+    pub(crate) fn matched(&self, runs: &[Run], covered: &[u32]) {
+        for (run, covered) in runs.iter().zip(covered) {
+            if let Some([asked, there]) = self.matched.get(usize::from(run.slot.0)) {
+                asked.fetch_add(run.keys.into(), Ordering::Relaxed);
+                there.fetch_add((*covered).into(), Ordering::Relaxed);
+            }
+        }
+    }
+
     /// Counts a block given out.
     pub(crate) fn gave(&self, slot: Slot, bytes: u64) {
         self.read_of(slot, bytes);
@@ -60,18 +74,18 @@ impl WorkCounters {
         }
     }
 
-    /// Tells what was counted, and what it comes to a second.
-    pub(crate) fn tell(&self, now: Moment) -> Work {
+    /// Tells what was counted and what it comes to a second, and how much of what is asked of the slots that are read most is there.
+    pub(crate) fn tell(&self, now: Moment) -> (Work, Vec<SlotHits>) {
         let take = |counter: &AtomicU64| counter.swap(0, Ordering::Relaxed);
         let mut heat = self.heat.lock().unwrap_or_else(|poison| poison.into_inner());
         let read: Vec<u64> = self.read.iter().map(take).collect();
-        heat.take(now, &read, take(&self.waited_us), take(&self.waits));
-        Work {
-            requests: self.requests.load(Ordering::Relaxed),
-            read_rate: heat.sum(),
-            wait_us: heat.wait_us(),
-            hot: heat.hottest(MAX_HOT_SLOTS),
-        }
+        // A match in between may be counted as asked now and as covered the next time: it evens out.
+        let matched: Vec<[u64; 2]> = self.matched.iter().map(|counts| counts.each_ref().map(take)).collect();
+        heat.take(now, &read, &matched, take(&self.waited_us), take(&self.waits));
+        let hot = heat.hottest(MAX_HOT_SLOTS);
+        let hits = heat.hits(&hot);
+        let requests = self.requests.load(Ordering::Relaxed);
+        (Work { requests, read_rate: heat.sum(), wait_us: heat.wait_us(), hot }, hits)
     }
 }
 
@@ -86,13 +100,18 @@ mod tests {
         work.gave(Slot(3), 1 << 20);
         work.stored();
         work.waited(Duration::from_micros(30));
-        let told = work.tell(Moment::ZERO + Duration::from_secs(1));
+        work.matched(&[Run { slot: Slot(3), keys: 16 }, Run { slot: Slot(5), keys: 4 }], &[16, 1]);
+        let (told, hits) = work.tell(Moment::ZERO + Duration::from_secs(1));
+        let [three, five] = hits[..] else { panic!("{hits:?}") };
+        assert!(three.slot == Slot(3) && three.asked > 0 && three.covered == three.asked, "{three:?}");
+        assert!(five.slot == Slot(5) && five.covered > 0 && five.covered < five.asked, "{five:?}");
         assert_eq!(told.requests, 2);
         let slots: Vec<Slot> = told.hot.iter().map(|(slot, _)| *slot).collect();
         assert_eq!(slots, [Slot(3), Slot(5)]);
         assert!(told.hot[0].1 > told.hot[1].1 && told.read_rate == told.hot[0].1 + told.hot[1].1);
-        let later = work.tell(Moment::ZERO + Duration::from_secs(2));
+        let (later, hits) = work.tell(Moment::ZERO + Duration::from_secs(2));
         assert!(later.read_rate < told.read_rate && later.requests == 2);
+        assert!(hits[0].asked < three.asked);
     }
 
     #[test]
@@ -100,6 +119,6 @@ mod tests {
         let (work, at) = (WorkCounters::default(), Moment::ZERO + Duration::from_secs(1));
         work.tell(at);
         work.gave(Slot(5), 1 << 20);
-        assert!(work.tell(at).read_rate > 0);
+        assert!(work.tell(at).0.read_rate > 0);
     }
 }

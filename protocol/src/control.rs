@@ -9,7 +9,7 @@ use crate::events::Reason;
 use crate::growing::grows;
 use crate::ids::{DeviceId, Epoch, Generation, MemberId, RequestId, Slot, TenantId};
 use crate::level::Level;
-use crate::load::{PinnedLoad, SlotGiven, TenantLoad, TierLoad, Traffic, Work};
+use crate::load::{PinnedLoad, SlotGiven, SlotHits, TenantLoad, TierLoad, Traffic, Work};
 use crate::map::{ClusterMap, DeviceDescription};
 pub use crate::placing::{BalanceReport, Balancing, MoveCause, MoveStage, MovesReport, Placing, SlotMove};
 use crate::raft::{RaftReport, RaftRequest};
@@ -207,6 +207,9 @@ pub struct DeviceLoad {
     /// What it has given so far of slots that are on their way from it, ascending, at most [`MAX_SLOTS_TOLD`](crate::load::MAX_SLOTS_TOLD).
     #[serde(default)]
     pub moving: Vec<SlotGiven>,
+    /// How much of what is asked of the slots that are read most is there, ascending, at most [`MAX_HOT_SLOTS`](crate::load::MAX_HOT_SLOTS).
+    #[serde(default)]
+    pub slot_hits: Vec<SlotHits>,
 }
 grows!(Registration, DeviceLoad, CoordinatorStatus);
 

@@ -27,6 +27,7 @@ pub mod load;
 pub mod map;
 pub mod moment;
 pub mod names;
+pub mod number;
 pub mod pairs;
 pub mod pins;
 pub mod placing;

@@ -31,6 +31,17 @@ pub struct Work {
     pub hot: Vec<(Slot, u64)>,
 }
 
+/// How much of what matches ask for of a slot is there, lately.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct SlotHits {
+    /// Which.
+    pub slot: Slot,
+    /// Keys asked by match, in a thousand seconds.
+    pub asked: u64,
+    /// Keys of those that were covered.
+    pub covered: u64,
+}
+
 /// What one device has given so far of a slot that is on its way.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct SlotGiven {

@@ -72,6 +72,12 @@ impl NamedArbiter {
         &self.name
     }
 
+    /// Runs a task on its thread, between its actors' messages: what such a task and an actor tell each other wakes no
+    /// other thread. Dropped when the arbiter has ended.
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.handle.spawn(task);
+    }
+
     pub(crate) fn handle(&self) -> &ArbiterHandle {
         &self.handle
     }

@@ -20,6 +20,17 @@ pub enum Stream {
 }
 
 impl Stream {
+    /// Returns the stream as one that the runtime serves in which this is called. Over TLS it stays where it was made.
+    ///
+    /// # Errors
+    /// When the system does not take it.
+    pub fn moved(self) -> io::Result<Stream> {
+        match self {
+            Stream::Plain(stream) => Ok(Stream::Plain(TcpStream::from_std(stream.into_std()?)?)),
+            Stream::Tls(stream) => Ok(Stream::Tls(stream)),
+        }
+    }
+
     /// Returns 32 bytes that both ends of this TLS channel know and nobody else; none without TLS.
     ///
     /// # Errors

@@ -59,6 +59,14 @@ impl Connection {
         })
     }
 
+    /// Returns the connection as one that the runtime serves in which this is called, where its stream can be moved.
+    ///
+    /// # Errors
+    /// When the system does not take it.
+    pub fn moved(self) -> io::Result<Connection> {
+        Ok(Connection { stream: self.stream.moved()?, ..self })
+    }
+
     /// Returns what both ends of its TLS channel know and nobody else; none without TLS.
     pub(crate) fn binding(&self) -> io::Result<Option<[u8; 32]>> {
         self.stream.binding()

@@ -20,8 +20,9 @@ use ports::PortTaken;
 pub(crate) use ports::{PORT_IS_TAKEN, is_port_taken, start};
 pub(crate) use resize::wish;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::Write;
 use std::net::TcpListener;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -30,6 +31,7 @@ use std::process::{Child, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 mod begin;
+mod logs;
 mod ports;
 mod resize;
 
@@ -227,6 +229,8 @@ pub(crate) struct Cluster {
     config: ClusterConfig,
     children: Vec<(RunningProcess, Child)>,
     begins: Begins,
+    /// Nodes that were added since, and how often each has lost a port.
+    added: BTreeMap<String, u32>,
     _lock: File,
 }
 
@@ -252,7 +256,8 @@ impl Cluster {
             .with_context(|| format!("cannot make {}", dir.join("logs").display()))?;
         let text = fs::read_to_string(dir.join(CONFIG_FILE)).context("cannot read the cluster file")?;
         let config = ClusterConfig::from_toml(&text, std::env::vars())?;
-        let mut cluster = Cluster { dir, config, children: Vec::new(), begins, _lock: lock };
+        let (children, added) = (Vec::new(), BTreeMap::new());
+        let mut cluster = Cluster { dir, config, children, begins, added, _lock: lock };
         let ids: Vec<(String, &str)> = cluster
             .config
             .coordinators
@@ -286,10 +291,6 @@ impl Cluster {
             .process_group(0)
             .spawn()
             .with_context(|| format!("cannot start {id}"))
-    }
-
-    fn log_file(&self, id: &str) -> PathBuf {
-        self.dir.join("logs").join(format!("{id}.log"))
     }
 
     /// Kills a process at once, as a crash would. Returns how it had ended before, if it had.
@@ -424,22 +425,6 @@ impl Cluster {
         let Some(at) = self.dead_now()? else { return Ok(None) };
         let (process, mut child) = self.children.remove(at);
         Ok(Some((process.id, child.wait()?)))
-    }
-
-    /// Returns the end of a process's log.
-    pub(crate) fn log_tail(&self, id: &str) -> String {
-        const TAIL_BYTES: u64 = 4096;
-        let mut text = String::new();
-        if let Ok(mut file) = File::open(self.log_file(id)) {
-            let length = file.metadata().map_or(0, |meta| meta.len());
-            if file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES))).is_ok() {
-                let mut bytes = Vec::new();
-                // A log that can't be read leaves the tail empty; the caller names the file.
-                let _ = file.take(TAIL_BYTES).read_to_end(&mut bytes);
-                text = String::from_utf8_lossy(&bytes).into_owned();
-            }
-        }
-        text
     }
 
     /// Ends the nodes, then the coordinators, each with time to finish; kills what does not.

@@ -174,6 +174,14 @@ impl Up {
                     signal = &mut signal => return signal.map(|_| ()),
                     _ = ticks.tick() => {
                         while let Some((id, status)) = cluster.dead().map_err(std::io::Error::other)? {
+                            match cluster.elsewhere(&id, status) {
+                                Ok(true) => {
+                                    eprintln!("a port of {id} was taken before it listened; it starts on others");
+                                    continue;
+                                }
+                                Ok(false) => {}
+                                Err(error) => eprintln!("warning: {id} cannot be started on other ports: {error:#}"),
+                            }
                             eprintln!("warning: {id} has ended ({status}); its log is in {}", self.dir.join("logs").display());
                         }
                         if let Err(error) = cluster.heed_wish() {

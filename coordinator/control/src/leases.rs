@@ -286,6 +286,7 @@ fn is_sound(load: &DeviceLoad) -> bool {
         && load.losses.iter().map(|(_, losses)| losses.named.len()).sum::<usize>() <= MAX_LOST_NAMED;
     emptying_fits
         && load.moving.len() <= MAX_SLOTS_TOLD
+        && load.slot_hits.len() <= MAX_HOT_SLOTS
         && hot_fits
         && reuse_fits
         && slots_fit

@@ -102,6 +102,8 @@ impl RaftActor {
             let by = self.parts.overseer.reported(device.member);
             map.as_ref().is_none_or(|map| kvhive_control::is_of_this(map, emptied, by))
         };
+        let hottest = self.hottest();
+        let is_hot = |slot, of| hottest.iter().any(|(hot, device, _)| (*hot, *device) == (slot, of));
         let mut bare = |device: DeviceId, load: &DeviceLoad| {
             let strategies: Vec<StrategyReport> = load.strategies.iter().take(reports).cloned().collect();
             reports -= strategies.len();
@@ -115,6 +117,7 @@ impl RaftActor {
                 strategies,
                 frames: load.frames.clone(),
                 moving: load.moving.clone(),
+                slot_hits: load.slot_hits.iter().filter(|hits| is_hot(hits.slot, device)).copied().collect(),
                 given: load.given.iter().filter(|(of, _)| is_current(device, *of)).copied().collect(),
                 displaced: load.displaced.iter().filter(|(of, _)| is_current(device, *of)).copied().collect(),
                 // Only whoever sums them up looks at that.
@@ -126,7 +129,6 @@ impl RaftActor {
         let loads = self.parts.overseer.loads().map(|(device, load)| (device, bare(device, load))).collect();
         let scaling = self.scaler.report(map.as_deref(), self.parts.registry.scaling());
         let map = map.map(|map| ClusterMap::clone(&map));
-        let hottest = self.hottest();
         let status = self.status();
         ControlReply::Overview(Box::new(Overview {
             status,

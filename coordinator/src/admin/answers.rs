@@ -248,6 +248,8 @@ pub(super) struct HotSlot {
     pub(super) replicas: usize,
     /// What it is read a second, lately: bytes, and 16 KiB a request.
     pub(super) read_rate: u64,
+    /// Keys that were there of all that matches asked for in it, lately; null when none was asked for.
+    pub(super) hit_rate: Option<f64>,
 }
 
 /// How new an answer must be.

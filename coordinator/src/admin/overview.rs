@@ -184,11 +184,17 @@ pub(super) fn slot_list(overview: &Overview, wanted: &SlotQuery) -> Result<SlotL
 
 fn hot_slots(overview: &Overview) -> Vec<HotSlot> {
     let replicas = |slot| overview.map.as_ref().map_or(0, |map| map.replicas(slot).0.len());
+    let hits = |slot: Slot, of: DeviceId| {
+        let (_, load) = overview.loads.iter().find(|(device, _)| *device == of)?;
+        let hits = load.slot_hits.iter().find(|hits| hits.slot == slot)?;
+        rate(hits.covered, hits.asked)
+    };
     let hot = overview.hottest.iter().map(|(slot, device, read_rate)| HotSlot {
         slot: slot.0,
         device: device.to_string(),
         replicas: replicas(*slot),
         read_rate: *read_rate,
+        hit_rate: hits(*slot, *device),
     });
     hot.collect()
 }

@@ -2,6 +2,8 @@
 
 use crate::group::{Group, eventually, fresh_request, settings, submit};
 use kvhive_protocol::control::{Command, CommandReply, ControlReply, ControlRequest};
+use kvhive_protocol::data::Ack;
+use kvhive_protocol::frame::Kind;
 use kvhive_protocol::handshake::Role;
 use kvhive_protocol::{
     BlockKey, Epoch, Era, MemberState, Pin, PinMode, Reason, TenantId, TenantRules, WireError,
@@ -31,6 +33,43 @@ fn a_follower_names_the_leader_to_whoever_asks_it_for_a_change() {
         group.ask(leader, Role::Client, &create),
         ControlReply::Done(CommandReply::TenantCreated { .. })
     ));
+}
+
+#[test]
+fn one_connection_has_changes_made_and_other_things_told_in_any_order() {
+    let group = Group::of(1);
+    let identity = group.identity(Role::Client);
+    let set = |ack| ControlRequest::Submit {
+        request: fresh_request(),
+        reason: Reason::default(),
+        command: Command::SetAck { ack },
+    };
+    let fresh = ControlRequest::FetchMap { have: Epoch(0), linearizable: true };
+    group.run(async {
+        let mut connection = group.connect(0, &identity).await.expect("it listens");
+        let mut number = 0;
+        // Whose thread serves it changes between these; two requests also wait on it at once.
+        for at in 0..40 {
+            let ack = if at % 2 == 0 { Ack::Quorum } else { Ack::Primary };
+            let asked = [set(ack), fresh.clone(), ControlRequest::Status, set(ack), set(ack)];
+            for request in asked.iter().chain(&asked) {
+                number += 1;
+                connection.send(Kind::ControlRequest, number, request, &[]).await.expect("it takes it");
+                if number % 2 == 1 {
+                    continue;
+                }
+                for number in [number - 1, number] {
+                    let reply: ControlReply =
+                        connection.receive_answer(Kind::ControlReply, number).await.expect("it answers");
+                    match reply {
+                        ControlReply::Done(_) | ControlReply::Status(_) => {}
+                        ControlReply::Map(Some(map)) => assert_eq!(map.settings.ack, ack, "{number}"),
+                        other => panic!("{number}: {other:?}"),
+                    }
+                }
+            }
+        }
+    });
 }
 
 #[test]

@@ -5,7 +5,7 @@ use kvhive_protocol::Epoch;
 use kvhive_protocol::Slot;
 use kvhive_protocol::control::{ControlReply, ControlRequest, DeviceLoad, Heartbeat};
 use kvhive_protocol::handshake::Role;
-use kvhive_protocol::load::{MAX_HOT_SLOTS, MAX_HOTTEST, TierLoad, Traffic, Work};
+use kvhive_protocol::load::{MAX_HOT_SLOTS, MAX_HOTTEST, SlotHits, TierLoad, Traffic, Work};
 use serde_json::{Value, json};
 
 #[test]
@@ -52,7 +52,9 @@ fn the_hottest_slots_of_all_devices_are_told() {
     let group = Group::of(1);
     let node = group.register("a");
     let hot = (0..MAX_HOT_SLOTS as u16).map(|slot| (Slot(slot), u64::from(slot) * 10)).collect();
-    let devices = vec![DeviceLoad { work: Work { hot, ..Work::default() }, ..DeviceLoad::default() }];
+    let slot_hits = vec![SlotHits { slot: Slot(63), asked: 8, covered: 6 }];
+    let work = Work { hot, ..Work::default() };
+    let devices = vec![DeviceLoad { work, slot_hits, ..DeviceLoad::default() }];
     let beat = Heartbeat { member: node.member, generation: node.generation, epoch: Epoch(2), devices };
     let reply = group.ask(0, Role::Node, &ControlRequest::Heartbeat(beat));
     assert!(matches!(reply, ControlReply::Beat { .. }), "{reply:?}");
@@ -63,8 +65,9 @@ fn the_hottest_slots_of_all_devices_are_told() {
         !told.is_empty()
     });
     assert_eq!(told.len(), MAX_HOTTEST);
-    assert_eq!(told[0], json!({ "slot": 63, "device": "1/0", "replicas": 1, "read_rate": 630 }));
-    assert_eq!(told[1]["slot"], 62);
+    let first = json!({ "slot": 63, "device": "1/0", "replicas": 1, "read_rate": 630, "hit_rate": 0.75 });
+    assert_eq!(told[0], first);
+    assert_eq!((&told[1]["slot"], &told[1]["hit_rate"]), (&json!(62), &Value::Null));
 }
 
 #[test]

@@ -15,6 +15,8 @@ pub(super) enum File {
     Raw,
     Int8,
     Fp8,
+    /// The same for GPUs with instructions for e4m3.
+    Fp8OfSm89,
     Int4,
 }
 
@@ -26,6 +28,7 @@ impl File {
             File::Raw => include_str!("../../kernels/raw.ptx"),
             File::Int8 => include_str!("../../kernels/int8.ptx"),
             File::Fp8 => include_str!("../../kernels/fp8.ptx"),
+            File::Fp8OfSm89 => include_str!("../../kernels/fp8_sm89.ptx"),
             File::Int4 => include_str!("../../kernels/int4.ptx"),
         }
     }

@@ -68,13 +68,16 @@ struct Job {
     block_pages: u32,
     element: u32,
     chunks: u32,
-    lanes: u32,
+    lane_shift: u32,
+    row_shift: u32,
+    column_shift: u32,
     parts: [u32; 2],
     part_rows: u32,
     by_heads: Divisor,
     by_page_tokens: Divisor,
     by_planes: Divisor,
     by_parts: Divisor,
+    by_chunks: Divisor,
 }
 
 /// Divides numbers below 2^31 by a product and a shift: `Divisor` of `pages.cuh`.
@@ -114,7 +117,7 @@ impl Pager {
     /// When the driver refuses.
     pub fn new(gpu: &Arc<Gpu>, plan: PagePlan) -> Result<Pager, CudaError> {
         let find = |way| {
-            let (file, name) = kernel(way, &plan);
+            let (file, name) = kernel(way, &plan, gpu.info().capability);
             gpu.kernels.find(gpu, file, &name)
         };
         let kernels = [find(Way::Gather)?, find(Way::Scatter)?];
@@ -236,13 +239,16 @@ impl Pager {
             block_pages: plan.block_pages,
             element: number(plan.element),
             chunks: plan.chunks,
-            lanes: plan.lanes,
+            lane_shift: plan.lanes.trailing_zeros(),
+            row_shift: plan.row_lanes.trailing_zeros(),
+            column_shift: plan.columns.trailing_zeros(),
             parts: each,
             part_rows: plan.part_rows,
             by_heads: Divisor::by(plan.heads),
             by_page_tokens: Divisor::by(plan.page_tokens),
             by_planes: Divisor::by(plan.planes.len() as u32),
             by_parts: Divisor::by(each[0] + each[1]),
+            by_chunks: Divisor::by(plan.chunks),
         };
         let most = self.stream.gpu().info().processors.max(1).saturating_mul(BLOCKS_PER_PROCESSOR);
         let mut arguments: [*mut c_void; 1] = [(&raw mut job).cast()];
@@ -255,8 +261,11 @@ impl Pager {
     }
 }
 
-/// Returns where a kernel is and what it is called.
-fn kernel(way: Way, plan: &PagePlan) -> (File, CString) {
+/// The first kind of GPU with instructions for e4m3.
+const HAS_E4M3: (u32, u32) = (8, 9);
+
+/// Returns where a kernel for this kind of GPU is and what it is called.
+fn kernel(way: Way, plan: &PagePlan, capability: (u32, u32)) -> (File, CString) {
     let way = match way {
         Way::Gather => "gather",
         Way::Scatter => "scatter",
@@ -267,6 +276,7 @@ fn kernel(way: Way, plan: &PagePlan) -> (File, CString) {
         Element::F32 => "f32",
     };
     let (file, name) = match plan.codec {
+        Codec::Fp8 if capability >= HAS_E4M3 => (File::Fp8OfSm89, format!("kvhive_{way}_fp8_{element}_sm89")),
         Codec::Fp8 => (File::Fp8, format!("kvhive_{way}_fp8_{element}")),
         Codec::Int8 => (File::Int8, format!("kvhive_{way}_int8_{element}")),
         Codec::Int4 => (File::Int4, format!("kvhive_{way}_int4_{element}")),
@@ -297,6 +307,21 @@ fn words(plane: &Plane) -> [u8; PLANE_BYTES] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_near_reciprocal_of_a_scale_becomes_the_nearest() {
+        // From the least scale to one above the largest: of the largest binary32 by 127. `reciprocal` of `eight.cuh` begins with what is at most one
+        // last place away.
+        for half in 0x0080..0x7D00u32 {
+            let scale = f32::from_bits(half << 16);
+            let nearest = 1.0 / scale;
+            for apart in -2i32..=2 {
+                let near = f32::from_bits(nearest.to_bits().wrapping_add_signed(apart));
+                let inverse = near.mul_add((-scale).mul_add(near, 1.0), near);
+                assert_eq!(inverse.to_bits(), nearest.to_bits(), "{half:#06x} from {apart}");
+            }
+        }
+    }
 
     #[test]
     fn a_divisor_divides() {

@@ -21,7 +21,7 @@
 #define MAX_COPIES 4096
 #define PAGE 4096
 
-enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, INVALID_DEVICE = 101, INVALID_CONTEXT = 201, NOT_FOUND = 500, NOT_READY = 600 };
+enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, INVALID_DEVICE = 101, INVALID_CONTEXT = 201, NO_BINARY_FOR_GPU = 209, NOT_FOUND = 500, NOT_READY = 600 };
 
 /* A copy, a launch of a kernel, or something that another library has the stream do. */
 typedef struct { void *to; const void *from; size_t bytes; void *launched; void (*run)(void *); void *with; } Copy;
@@ -47,7 +47,7 @@ static size_t used;
 static char failing[64];
 static int failing_at, failing_code;
 /* Once the GPUs have died, all that has to do with their contexts fails. */
-static int dead, mappable = 1;
+static int dead, mappable = 1, capability = 90, newest;
 static __thread int current[16], depth;
 
 /* Has the `nth` call of `name` from now on return `code`. */
@@ -62,6 +62,10 @@ void fake_fail(const char *name, int nth, int code) {
 void fake_die(int code) { dead = code; }
 /* Says whether GPUs have virtual memory. */
 void fake_mappable(int is) { mappable = is; }
+/* Sets what kind all GPUs are of. */
+void fake_capability(int is) { capability = is; }
+/* Says of the kernels that were loaded what kind of GPU the newest are for. */
+int fake_newest(void) { return newest; }
 void fake_version(int told) { version = told; }
 void fake_count(int gpus) { count = gpus; }
 /* Says how much that was given has not been given back: memory, streams, events, contexts. */
@@ -137,7 +141,7 @@ int cuDeviceGetCount(int *out) { BEGIN; *out = count; return OK; }
 int cuDeviceGet(int *out, int ordinal) { BEGIN; if (ordinal < 0 || ordinal >= count) return INVALID_DEVICE; *out = ordinal; return OK; }
 int cuDeviceGetName(char *out, int bytes, int device) { BEGIN; strncpy(out, device ? "Fake 1" : "Fake 0", bytes); return OK; }
 int cuDeviceTotalMem_v2(size_t *out, int device) { BEGIN; (void)device; *out = MEMORY; return OK; }
-int cuDeviceGetAttribute(int *out, int attribute, int device) { BEGIN; (void)device; *out = attribute == 75 ? 9 : attribute == 16 ? 3 : attribute == 91 ? mappable : 0; return OK; }
+int cuDeviceGetAttribute(int *out, int attribute, int device) { BEGIN; (void)device; *out = attribute == 75 ? capability / 10 : attribute == 76 ? capability % 10 : attribute == 16 ? 3 : attribute == 91 ? mappable : 0; return OK; }
 static int peers = 1;
 /* Says whether GPUs reach each other's memory. */
 void fake_peers(int are) { peers = are; }
@@ -522,16 +526,22 @@ int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void *stream)
 
 int cuModuleLoadData(void **out, const void *image) {
     INSIDE;
-    if (!strstr(image, ".target sm_80")) return INVALID_VALUE;
+    const char *target = strstr(image, ".target sm_");
+    const int kind = target ? atoi(target + strlen(".target sm_")) : 0;
+    if (kind != 80 && kind != 89) return INVALID_VALUE;
+    if (kind > capability) return NO_BINARY_FOR_GPU;
     live++;
-    *out = malloc(1);
+    if (kind > newest) newest = kind;
+    *out = strdup(image);
     return OK;
 }
 int cuModuleUnload(void *module) { INSIDE; live--; free(module); return OK; }
 int cuModuleGetFunction(void **out, void *module, const char *name) {
     INSIDE;
-    (void)module;
-    *out = (void *)kernel_named(name);
+    /* Of what was loaded. */
+    char entry[128];
+    snprintf(entry, sizeof entry, ".entry %s(", name);
+    *out = strstr(module, entry) ? (void *)kernel_named(name) : NULL;
     return *out ? OK : NOT_FOUND;
 }
 int cuLaunchKernel(void *kernel, unsigned x, unsigned y, unsigned z, unsigned tx, unsigned ty, unsigned tz, unsigned shared, void *raw,

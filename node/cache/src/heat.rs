@@ -1,5 +1,6 @@
 //! How much each slot is read, lately: rates that follow what is counted, and forget what was.
 
+use kvhive_protocol::load::SlotHits;
 use kvhive_protocol::{Moment, SLOTS, Slot};
 use std::time::Duration;
 
@@ -11,6 +12,8 @@ const HALF: Duration = Duration::from_secs(5);
 pub struct Heat {
     /// Bytes a second, by slot.
     rates: Vec<u64>,
+    /// Keys asked by match and those that were covered, in a thousand seconds, by slot.
+    matched: Vec<[u64; 2]>,
     /// What is averaged besides.
     wait_us: u64,
     since: Moment,
@@ -19,12 +22,13 @@ pub struct Heat {
 impl Heat {
     /// Makes rates of slots that nobody has read.
     pub fn new(now: Moment) -> Heat {
-        Heat { rates: vec![0; usize::from(SLOTS)], wait_us: 0, since: now }
+        let slots = usize::from(SLOTS);
+        Heat { rates: vec![0; slots], matched: vec![[0; 2]; slots], wait_us: 0, since: now }
     }
 
-    /// Takes in the bytes that each slot was read, and how long requests waited in sum and how many there were, since the last
-    /// time.
-    pub fn take(&mut self, now: Moment, bytes: &[u64], waited_us: u64, waits: u64) {
+    /// Takes in the bytes that each slot was read, the keys that matches asked for in each and those that were covered, and how
+    /// long requests waited in sum and how many there were, since the last time.
+    pub fn take(&mut self, now: Moment, bytes: &[u64], matched: &[[u64; 2]], waited_us: u64, waits: u64) {
         let passed = now.since(self.since).as_millis();
         self.since = now;
         let half = HALF.as_millis();
@@ -36,6 +40,11 @@ impl Heat {
         for (rate, bytes) in self.rates.iter_mut().zip(bytes) {
             *rate = mixed(*rate, *bytes);
         }
+        for (rates, counts) in self.matched.iter_mut().zip(matched) {
+            for (rate, count) in rates.iter_mut().zip(counts) {
+                *rate = mixed(*rate, count.saturating_mul(1000));
+            }
+        }
         if let Some(mean) = waited_us.checked_div(waits) {
             let sum = u128::from(self.wait_us) * half + u128::from(mean) * passed;
             self.wait_us = u64::try_from(sum / (half + passed)).unwrap_or(u64::MAX);
@@ -45,6 +54,15 @@ impl Heat {
     /// Returns the rate of all slots together.
     pub fn sum(&self) -> u64 {
         self.rates.iter().copied().fold(0, u64::saturating_add)
+    }
+
+    /// Returns how much of what is asked of these slots is there; nothing of one of which nothing is asked.
+    pub fn hits(&self, of: &[(Slot, u64)]) -> Vec<SlotHits> {
+        let hits = |(slot, _): &(Slot, u64)| {
+            let [asked, covered] = *self.matched.get(usize::from(slot.0))?;
+            (asked > 0).then_some(SlotHits { slot: *slot, asked, covered })
+        };
+        of.iter().filter_map(hits).collect()
     }
 
     /// Returns how long requests waited, in microseconds.
@@ -83,14 +101,14 @@ mod tests {
     fn a_steady_rate_is_found_and_one_that_ends_is_forgotten() {
         let mut heat = Heat::new(at(0));
         for second in 1..=60 {
-            heat.take(at(second), &bytes(&[(3, 1000), (9, 10)]), 500, 10);
+            heat.take(at(second), &bytes(&[(3, 1000), (9, 10)]), &[], 500, 10);
         }
         let [(first, rate), (other, less)] = heat.hottest(64)[..] else { panic!("two slots were read") };
         assert_eq!((first, other), (Slot(3), Slot(9)));
         assert!((950..=1000).contains(&rate) && less <= 10, "{rate} {less}");
         assert!((40..=50).contains(&heat.wait_us()), "{}", heat.wait_us());
         for second in 61..=120 {
-            heat.take(at(second), &bytes(&[]), 0, 0);
+            heat.take(at(second), &bytes(&[]), &[], 0, 0);
         }
         assert!(heat.sum() < 20, "{}", heat.sum());
     }
@@ -98,7 +116,7 @@ mod tests {
     #[test]
     fn the_hottest_are_found_and_named_in_order() {
         let mut heat = Heat::new(at(0));
-        heat.take(at(1), &bytes(&[(4000, 900_000), (7, 800_000), (8, 100), (2, 700_000)]), 0, 0);
+        heat.take(at(1), &bytes(&[(4000, 900_000), (7, 800_000), (8, 100), (2, 700_000)]), &[], 0, 0);
         let slots: Vec<u16> = heat.hottest(3).iter().map(|(slot, _)| slot.0).collect();
         assert_eq!(slots, [2, 7, 4000]);
         assert_eq!(heat.hottest(0), []);
@@ -107,9 +125,9 @@ mod tests {
     #[test]
     fn what_is_counted_in_no_time_is_not_lost() {
         let mut heat = Heat::new(at(5));
-        heat.take(at(5), &bytes(&[(1, 5000), (2, u64::MAX)]), 1, 1);
+        heat.take(at(5), &bytes(&[(1, 5000), (2, u64::MAX)]), &[], 1, 1);
         assert_eq!(heat.hottest(2), [(Slot(1), 1000), (Slot(2), u64::MAX / 5)]);
-        heat.take(at(6), &bytes(&[(1, u64::MAX)]), 1, 1);
+        heat.take(at(6), &bytes(&[(1, u64::MAX)]), &[], 1, 1);
         assert_eq!(heat.hottest(1).len(), 1);
     }
 }

@@ -65,6 +65,7 @@ impl DeviceCore {
             // Membership says that too.
             given: Vec::new(),
             moving: Vec::new(),
+            slot_hits: Vec::new(),
             displaced: self.displacing.told(),
             losses: self.displacing.losses(),
         };

@@ -6,20 +6,21 @@ use crate::far::FarGuard;
 use crate::guards::{Lent, ReadGuard, Unread};
 use futures_util::future::join_all;
 use kvhive_cache::held_at_once;
-use kvhive_protocol::DeviceId;
+use kvhive_protocol::{DeviceId, TenantId};
 use kvhive_spans::Span;
 use std::time::Duration;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 /// A fetch waits this long for room among the blocks being read.
 pub(super) const ROOM_LIMIT: Duration = Duration::from_secs(1);
 
 impl DataPlane {
-    /// Has what was lent at hand, in its order.
+    /// Has what was lent at hand, in its order, when it is the turn of the tenant that it is for.
     pub(super) async fn bring(
         &self,
         span: &Span,
         device: DeviceId,
+        (tenant, until): (TenantId, Instant),
         lent: Vec<Option<Lent>>,
     ) -> Vec<Option<Result<ReadGuard, Unread>>> {
         let mut here = Vec::with_capacity(lent.len());
@@ -54,8 +55,14 @@ impl DataPlane {
         let of_device = wanted[..fits].iter().map(|(_, far)| own(far)).sum();
         let of_all = wanted[..fits].iter().map(|(_, far)| self.permits(far.bytes())).sum();
         wanted.drain(fits..).for_each(|(_, far)| far.give_up());
-        let room = timeout(ROOM_LIMIT, self.room(device, of_device, of_all)).await;
-        let Ok(Some(mut room)) = room else {
+        let until = until.min(Instant::now() + ROOM_LIMIT);
+        let bytes = wanted.iter().map(|(_, far)| far.bytes()).sum();
+        let Ok(_turn) = self.device_turn(device, tenant, bytes, until).await else {
+            reading.fail("it would be late");
+            wanted.into_iter().for_each(|(_, far)| far.starve());
+            return here;
+        };
+        let Ok(Some(mut room)) = timeout_at(until, self.room(device, of_device, of_all)).await else {
             reading.fail("no room among the blocks being read");
             wanted.into_iter().for_each(|(_, far)| far.starve());
             return here;

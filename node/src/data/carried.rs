@@ -23,7 +23,7 @@ impl DataPlane {
     pub(super) async fn carried(
         &self,
         connection: &mut Connection,
-        peer: Peer,
+        (peer, until): (Peer, Instant),
         span: &Span,
         request: CarryRequest,
     ) -> Result<Result<DataReply, WireError>, Fault> {
@@ -43,7 +43,7 @@ impl DataPlane {
             return Ok(Ok(DataReply::Unseen { epoch: serving.map.epoch }));
         };
         let mut payload = Seen::new(connection, &opened, &places, &store.blocks);
-        let stored = self.store(&mut payload, peer, span, store).await;
+        let stored = self.store(&mut payload, (peer, until), span, store).await;
         if let Some(windows) = &self.windows {
             windows.copied(payload.copied);
         }

@@ -6,7 +6,7 @@ use crate::data::counters::{add, count};
 use crate::data::decode::Held;
 use crate::data::grants::Grants;
 use crate::data::names;
-use crate::data::plane::DataPlane;
+use crate::data::plane::{DataPlane, UNSAID};
 use crate::data::recall::Noted;
 use crate::data::traced;
 use crate::view::Serving;
@@ -18,6 +18,7 @@ use kvhive_protocol::data::{
 use kvhive_protocol::explain::{ExplainRequest, MAX_KEYS_PER_EXPLAIN};
 use kvhive_protocol::frame::{FrameHeader, Kind};
 use kvhive_protocol::handshake::Role;
+use kvhive_protocol::number::time_left;
 use kvhive_protocol::recall::RecallRequest;
 use kvhive_protocol::share::{LookRequest, NotShared, ShareAnswer, ShareRequest};
 use kvhive_protocol::stage::LendRequest;
@@ -182,6 +183,7 @@ async fn answer(
     grants: &mut Grants<Vec<Held>>,
 ) -> Result<Given, Fault> {
     let of_asker = request.epoch();
+    let until = tokio::time::Instant::now() + time_left(number).unwrap_or(UNSAID);
     // One who looks at this node's memory is told where blocks are; else it is a fetch.
     let (request, looks) = match request {
         DataRequest::Look(LookRequest { start, fetch }) => (DataRequest::Fetch(fetch), Some((start, grants))),
@@ -199,19 +201,22 @@ async fn answer(
         DataRequest::Names(request) => names::answer(plane, request),
         DataRequest::Share(request) => shared(plane, peer.role, request),
         DataRequest::Lend(request) => lent(plane, peer.role, request),
-        DataRequest::Gather(request) => plane.gather(peer, span, *request).await,
-        DataRequest::Scatter(request) => plane.scatter(span, peer.role, *request).await,
+        DataRequest::Gather(request) => plane.gather((peer, until), span, *request).await,
+        DataRequest::Scatter(request) => plane.scatter(span, (peer.role, until), *request).await,
         DataRequest::Look(_) | DataRequest::Done(_) => {
             Err(WireError::malformed(format_args!("no request of its own")))
         }
-        DataRequest::Carry(request) => plane.carried(connection, peer, span, *request).await?,
+        DataRequest::Carry(request) => plane.carried(connection, (peer, until), span, *request).await?,
         DataRequest::Receive(request) => plane.receive(peer, span, request).await,
         DataRequest::Pair(request) => heard(plane, peer, request),
-        DataRequest::Store(request) => plane.store(connection, peer, span, request).await?,
+        DataRequest::Store(request) => plane.store(connection, (peer, until), span, request).await?,
         DataRequest::Fetch(_) | DataRequest::Guest(_) => {
             let found = match request {
-                DataRequest::Guest(request) => plane.visit(span, peer.role, *request).await,
-                DataRequest::Fetch(request) => plane.fetch(span, peer.role, request).await,
+                DataRequest::Guest(request) => plane.visit(span, (peer.role, until), *request).await,
+                DataRequest::Fetch(request) => {
+                    let start = looks.as_ref().map(|(start, _)| *start);
+                    plane.fetch(span, (peer.role, until), request, start).await
+                }
                 _ => Err(WireError::malformed(format_args!("no request for blocks"))),
             };
             match found.and_then(|found| Ok((plane.answer(peer.role, &found)?, found))) {
@@ -250,6 +255,7 @@ async fn answer(
             span.fail(&error);
             match &error {
                 WireError::Busy { .. } => count(&plane.counters.busy),
+                WireError::Deadline => count(&plane.counters.late),
                 WireError::NoLease => count(&plane.counters.no_lease),
                 WireError::StaleEpoch { .. } => count(&plane.counters.stale_epoch),
                 WireError::Forbidden { .. } => count(&plane.counters.forbidden),
@@ -274,11 +280,16 @@ async fn matched(
     check::admits(&serving, request.epoch, request.device, request.tenant, &request.runs)?;
     let MatchRequest { device, tenant, hold_ms, runs, keys, .. } = request;
     let hold = Duration::from_millis(u64::from(hold_ms));
-    if let Some(device) = plane.device(device) {
-        device.work.asked(runs.iter().map(|run| run.slot));
+    let work = plane.device(device).map(|device| &device.work);
+    if let Some(work) = work {
+        work.asked(runs.iter().map(|run| run.slot));
     }
+    let asked = runs.clone();
     let covered =
         plane.ask(span, device, |reply| DeviceMessage::Match { tenant, runs, keys, hold, reply }).await?;
+    if let Some(work) = work {
+        work.matched(&asked, &covered);
+    }
     plane.view.check_serves(role)?;
     Ok(DataReply::Matched { epoch: serving.map.epoch, covered })
 }

@@ -25,6 +25,8 @@ pub(crate) struct Counters {
     /// Blocks that such an asker got for a miss, because they do not decode.
     pub(crate) undecoded_blocks: AtomicU64,
     pub(crate) busy: AtomicU64,
+    /// Requests that would not have been answered in their time.
+    pub(crate) late: AtomicU64,
     pub(crate) no_lease: AtomicU64,
     pub(crate) stale_epoch: AtomicU64,
     pub(crate) forbidden: AtomicU64,

@@ -9,6 +9,7 @@ use crate::guards::ReadGuard;
 use kvhive_client::codec;
 use kvhive_gpu::SharedPlace;
 use kvhive_protocol::block::{Codec, digest};
+use kvhive_protocol::share::LEAST_SHARED_BYTES;
 use kvhive_protocol::{BlockHeader, Layout, WireError};
 use kvhive_spans::Span;
 use std::sync::Arc;
@@ -44,6 +45,11 @@ impl Held {
             Held::Frame(guard) => guard.shared_place(),
             Held::Raw(..) | Held::Guest(_) => None,
         }
+    }
+
+    /// Says whether one who sees this node's memory is told where it is, rather than sent it.
+    pub(super) fn is_worth_a_look(&self) -> bool {
+        self.header().payload_bytes >= LEAST_SHARED_BYTES && self.shared_place().is_some()
     }
 
     pub(super) fn bytes(&self) -> &[u8] {

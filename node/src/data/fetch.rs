@@ -6,11 +6,12 @@ use crate::data::counters::{add, count};
 use crate::data::decode::Held;
 use crate::data::grants::Grants;
 use crate::data::plane::DataPlane;
+use crate::data::turns::Turn;
 use crate::guards::{Lent, ReadGuard};
 use kvhive_protocol::data::{Accept, DataReply, FetchRequest, Fetched, MAX_BLOCKS_PER_TRANSFER};
 use kvhive_protocol::frame::{Kind, MAX_PAYLOAD_BYTES};
 use kvhive_protocol::handshake::Role;
-use kvhive_protocol::share::{LEAST_SHARED_BYTES, Looked, SharedAt};
+use kvhive_protocol::share::{Looked, SharedAt};
 use kvhive_protocol::{DeviceId, Epoch, WireError};
 use kvhive_spans::Span;
 use kvhive_wire::{Connection, Fault};
@@ -25,22 +26,25 @@ pub(super) struct Found {
     blocks: Vec<Option<Held>>,
     /// For what was decoded; back when it is sent.
     _room: Option<OwnedSemaphorePermit>,
+    /// Back when it is sent, too; none where nothing is.
+    _turn: Option<Turn>,
 }
 
 impl Found {
     /// Blocks that are no device's.
-    pub(super) fn guests(begun: Instant, blocks: Vec<Option<Held>>) -> Found {
-        Found { device: None, begun, blocks, _room: None }
+    pub(super) fn guests(begun: Instant, blocks: Vec<Option<Held>>, turn: Option<Turn>) -> Found {
+        Found { device: None, begun, blocks, _room: None, _turn: turn }
     }
 }
 
 impl DataPlane {
-    /// Finds the blocks of a fetch and holds them.
+    /// Finds the blocks of a fetch and holds them, when it is its tenant's turn. One who looks is sent nothing where it sees all.
     pub(super) async fn fetch(
         &self,
         span: &mut Span,
-        role: Role,
+        (role, until): (Role, Instant),
         request: FetchRequest,
+        looks: Option<u64>,
     ) -> Result<Found, WireError> {
         let begun = Instant::now();
         count(&self.counters.fetches);
@@ -48,12 +52,21 @@ impl DataPlane {
         let serving = self.view.serves(role)?;
         check::admits(&serving, request.epoch, request.device, request.tenant, &request.runs)?;
         let FetchRequest { device, tenant, keys, accept, runs, .. } = request;
+        let sees = looks.is_some_and(|start| self.is_seen(start));
+        let mut turn = match sees {
+            true => None,
+            false => Some(self.turn(span, tenant, None, until).await?),
+        };
         let blocks = self.ask(span, device, |reply| DeviceMessage::Read { tenant, keys, reply }).await?;
         if span.is_on() {
             let on_disk = |lent: &&Lent| matches!(lent, Lent::Far(far) if far.is_on_disk());
             span.note("kvhive.on_disk", blocks.iter().flatten().filter(on_disk).count());
         }
-        let brought = self.bring(span, device, blocks).await;
+        if blocks.iter().flatten().any(|lent| matches!(lent, Lent::Far(_))) {
+            // Others need not wait for a disk that nobody else wants.
+            turn = None;
+        }
+        let brought = self.bring(span, device, (tenant, until), blocks).await;
         let blocks: Vec<Option<ReadGuard>> = brought.into_iter().map(|one| one?.ok()).collect();
         let (mut blocks, room_taken) = match accept {
             Accept::Stored => (blocks.into_iter().map(|guard| guard.map(Held::Frame)).collect(), None),
@@ -68,6 +81,13 @@ impl DataPlane {
                 None => *block = None,
             }
         }
+        let is_sent = |held: &&Held| !(sees && held.is_worth_a_look());
+        let bytes = blocks.iter().flatten().filter(is_sent).map(|held| held.bytes().len() as u64).sum();
+        match &turn {
+            Some(turn) => turn.measured(bytes),
+            None if bytes > 0 => turn = Some(self.turn(span, tenant, Some(bytes), until).await?),
+            None => {}
+        }
         if let Some(device) = self.device(device) {
             device.work.asked(runs.iter().map(|run| run.slot));
             for (held, slot) in blocks.iter().zip(check::slots(&runs)) {
@@ -75,7 +95,7 @@ impl DataPlane {
                 device.work.gave(slot, held.bytes().len() as u64);
             }
         }
-        Ok(Found { device: Some(device), begun, blocks, _room: room_taken })
+        Ok(Found { device: Some(device), begun, blocks, _room: room_taken, _turn: turn })
     }
 
     /// Checks once more that the blocks found may leave: the lease holds, and no clear has ended the era of one of them
@@ -112,8 +132,7 @@ impl DataPlane {
         let Some((start, grants)) = looks else {
             return self.send_bytes(connection, number, span, (&reply, &found)).await;
         };
-        let is_seen = self.sharing.as_ref().is_some_and(|sharing| sharing.start() == start);
-        let grant = grants.next().filter(|_| is_seen);
+        let grant = grants.next().filter(|_| self.is_seen(start));
         let (reply, seen, found) = show(found, reply.epoch(), grant);
         if !seen.is_empty() {
             let bytes = seen.iter().map(|held| held.bytes().len() as u64).sum();
@@ -126,6 +145,11 @@ impl DataPlane {
             }
         }
         self.send_bytes(connection, number, span, (&reply, &found)).await
+    }
+
+    /// Says whether one who sees the memory of this start sees this node's.
+    fn is_seen(&self, start: u64) -> bool {
+        self.sharing.as_ref().is_some_and(|sharing| sharing.start() == start)
     }
 
     async fn send_bytes(
@@ -161,8 +185,7 @@ fn show(mut found: Found, epoch: Epoch, grant: Option<u64>) -> (DataReply, Vec<H
             continue;
         };
         let header = *held.header();
-        let is_worth_it = grant.is_some() && header.payload_bytes >= LEAST_SHARED_BYTES;
-        match held.shared_place().filter(|_| is_worth_it) {
+        match held.shared_place().filter(|_| grant.is_some() && held.is_worth_a_look()) {
             Some(at) => {
                 blocks.push(Looked::At(header, SharedAt { slab: at.slab, at: at.at }));
                 seen.push(held);

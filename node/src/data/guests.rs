@@ -31,7 +31,7 @@ impl DataPlane {
     pub(super) async fn visit(
         &self,
         span: &Span,
-        role: Role,
+        (role, deadline): (Role, Instant),
         request: GuestRequest,
     ) -> Result<Found, WireError> {
         let begun = Instant::now();
@@ -98,7 +98,7 @@ impl DataPlane {
                 tokio::spawn(errand.run(links, source, (tenant, era, accept), trace, turn));
             }
         }
-        let until = begun + Duration::from_millis(u64::from(limit_ms)).min(LIMIT);
+        let until = deadline.min(begun + Duration::from_millis(u64::from(limit_ms)).min(LIMIT));
         for (at, told, is_joined) in waiting {
             if let Ok(Ok(Some(guest))) = timeout_at(until, told).await {
                 let counter = match is_joined {
@@ -112,7 +112,14 @@ impl DataPlane {
         let missed = found.iter().filter(|one| one.is_none()).count();
         add(&self.counters.guests_missed, missed as u64);
         fetching.note("kvhive.missed", missed);
-        Ok(Found::guests(begun, found))
+        drop(fetching);
+        // Not while it waits for another node: others could be sent theirs meanwhile.
+        let bytes = found.iter().flatten().map(|held| held.bytes().len() as u64).sum();
+        let turn = match bytes {
+            0 => None,
+            bytes => Some(self.turn(span, tenant, Some(bytes), deadline).await?),
+        };
+        Ok(Found::guests(begun, found, turn))
     }
 }
 

@@ -3,7 +3,7 @@
 
 use crate::data::counters::add;
 use crate::data::payload::Slices;
-use crate::data::plane::DataPlane;
+use crate::data::plane::{DataPlane, UNSAID};
 use crate::data::receive::{all_on_gpu, not_carried};
 use crate::data::traced;
 use crate::frames::GpuFrame;
@@ -15,6 +15,7 @@ use kvhive_protocol::handshake::Role;
 use kvhive_protocol::{Level, MemberId, TraceContext, WireError};
 use kvhive_wire::{Fault, Peer};
 use std::sync::Arc;
+use tokio::time::Instant;
 
 impl DataPlane {
     /// Does a store that another device of this node, which is `member`, asks for.
@@ -34,7 +35,8 @@ impl DataPlane {
         let sender = u64::from(member.0);
         let peer = Peer { role: Role::Node, sender, level, speaks: level, cluster: None };
         let mut span = traced::begin(self, peer, trace, request);
-        let stored = self.store(&mut Slices::new(payload), peer, &span, store.clone()).await;
+        let whose = (peer, Instant::now() + UNSAID);
+        let stored = self.store(&mut Slices::new(payload), whose, &span, store.clone()).await;
         let stored = stored.and_then(|stored| stored.map_err(Fault::Refused));
         match &stored {
             Ok(reply) => traced::answered(&mut span, reply),

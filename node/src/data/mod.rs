@@ -7,6 +7,7 @@ mod connection;
 mod content;
 mod counters;
 mod decode;
+mod fair;
 mod fetch;
 mod grants;
 mod guests;
@@ -21,9 +22,14 @@ mod server;
 mod stage;
 mod store;
 mod traced;
+mod turns;
 
 pub(crate) use content::{Content, OnGpu};
 pub(crate) use counters::{Counters, VERBS, add, count};
+#[cfg(test)]
+pub(crate) use fair::Wanted;
 pub(crate) use plane::{DataPlane, Limits};
 pub(crate) use replicate::{Asker, Item, Known, Origin, Replicator, Verdict};
 pub(crate) use server::serve;
+#[cfg(test)]
+pub(crate) use turns::Turn;

@@ -3,13 +3,15 @@
 use crate::actors::core::DeviceMessage;
 use crate::actors::device::Device;
 use crate::data::counters::{Counters, count};
+use crate::data::fair::Wanted;
 use crate::data::recall::Recall;
 use crate::data::replicate::Replicator;
+use crate::data::turns::{Turn, Turns};
 use crate::pace::{MoveLimits, Pacer};
 use crate::share::Sharing;
 use crate::view::View;
 use kvhive_client::Windows;
-use kvhive_protocol::{DeviceId, WireError};
+use kvhive_protocol::{DeviceId, TenantId, WireError};
 use kvhive_runtime::{AskError, Reply};
 use kvhive_spans::{Span, Tracer};
 use kvhive_wire::{Fault, Listening};
@@ -25,6 +27,12 @@ const ACTOR_LIMIT: Duration = Duration::from_secs(2);
 /// Into so many shares the room for decoded blocks is parted; a fetch has one at most.
 const DECODING_SHARES: u64 = 8;
 
+/// Requests that a device's disk and GPU have at a time: as many as a fast disk needs to give all it has. The others wait by tenant.
+const BRINGING_PLACES: usize = 32;
+
+/// Who says nothing of it has so much time: as much as clients have unless they are told otherwise.
+pub(super) const UNSAID: Duration = Duration::from_secs(5);
+
 /// Bounds of the data plane.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
@@ -32,6 +40,8 @@ pub(crate) struct Limits {
     pub(crate) connections: usize,
     /// Payload bytes of stores being received at a time.
     pub(crate) inflight_bytes: u64,
+    /// Transfers under way at a time; the others wait by tenant.
+    pub(crate) places: usize,
     /// A transfer that needs more than this, and more than its bytes at `least_rate`, has stalled.
     pub(crate) stall: Duration,
     /// Bytes a second below which a peer counts as stalled.
@@ -71,6 +81,9 @@ pub(crate) struct DataPlane {
     pub(super) bringing: Arc<Semaphore>,
     /// The part of these that one device's disk and GPU may hold: one that stalls leaves the others theirs.
     pub(super) bringing_of: Vec<Arc<Semaphore>>,
+    /// Whose blocks are sent or received next, and whose a device's disk and GPU bring next.
+    pub(crate) turns: Arc<Turns>,
+    turns_of: Vec<Arc<Turns>>,
     inflight_kib: u32,
     device_kib: u32,
 }
@@ -107,6 +120,8 @@ impl DataPlane {
             copying: Arc::new(Semaphore::new(inflight_kib as usize)),
             bringing: Arc::new(Semaphore::new(inflight_kib as usize)),
             bringing_of: devices.iter().map(|_| Arc::new(Semaphore::new(device_kib as usize))).collect(),
+            turns: Turns::new(limits.places),
+            turns_of: devices.iter().map(|_| Turns::new(BRINGING_PLACES)).collect(),
             inflight_kib,
             device_kib,
             devices,
@@ -132,6 +147,43 @@ impl DataPlane {
             AskError::Deadline => WireError::busy("the device did not answer in time"),
             AskError::Closed => WireError::busy("the device is being restarted"),
         })
+    }
+
+    /// Waits until it is a tenant's turn to have so many bytes sent or received; what it comes to may show later.
+    pub(super) async fn turn(
+        &self,
+        span: &Span,
+        tenant: TenantId,
+        bytes: Option<u64>,
+        until: Instant,
+    ) -> Result<Turn, WireError> {
+        let _waiting = span.part("turn");
+        let wanted =
+            Wanted { tenant, bytes, left: until.saturating_duration_since(Instant::now()), is_part: false };
+        self.turns.take(wanted).await.ok_or(WireError::Deadline)
+    }
+
+    /// Waits until it is a tenant's turn to have a device's disk or GPU bring so many bytes.
+    pub(super) async fn device_turn(
+        &self,
+        device: DeviceId,
+        tenant: TenantId,
+        bytes: u64,
+        until: Instant,
+    ) -> Result<Turn, WireError> {
+        let turns = self.turns_of.get(usize::from(device.index)).ok_or(WireError::WrongDevice { device })?;
+        let wanted = Wanted {
+            tenant,
+            bytes: Some(bytes),
+            left: until.saturating_duration_since(Instant::now()),
+            is_part: false,
+        };
+        turns.take(wanted).await.ok_or(WireError::Deadline)
+    }
+
+    /// Returns how many requests wait for their turn.
+    pub(crate) fn waiting(&self) -> usize {
+        self.turns_of.iter().fold(self.turns.waiting(), |sum, turns| sum + turns.waiting())
     }
 
     /// Returns one of this node's devices.

@@ -29,7 +29,7 @@ impl DataPlane {
     /// Serves a store over a stage: takes a frame for each block, has the GPU fill it and take its digest, and goes on as a store does.
     pub(super) async fn gather(
         &self,
-        peer: Peer,
+        (peer, until): (Peer, Instant),
         span: &Span,
         request: StagedStore,
     ) -> Result<DataReply, WireError> {
@@ -52,6 +52,7 @@ impl DataPlane {
         // Frames in the host's memory are encoded by way of as much of it as their blocks have raw.
         let raw = check::layout_bytes(&layout)?;
         let most = bytes.max(raw.saturating_mul(at.len() as u64));
+        let turn = self.device_turn(device, task.tenant(), most, until).await?;
         let room = self.inflight.clone().acquire_many_owned(self.permits(most));
         let Ok(Ok(room)) = timeout(INFLIGHT_WAIT, room).await else {
             return Err(WireError::busy("as many payload bytes as allowed are under way"));
@@ -114,7 +115,7 @@ impl DataPlane {
         add(&self.counters.gathered_bytes, fresh);
         let taken = taken.into_iter().map(|one| one.unwrap_or(Taken::Refused(Refusal::NoRoom))).collect();
         let taken = landed(taken).await;
-        drop(room);
+        drop((room, turn));
         drop(receiving);
         self.settle(span, task, taken).await
     }
@@ -145,7 +146,7 @@ impl DataPlane {
     pub(super) async fn scatter(
         &self,
         span: &mut Span,
-        role: Role,
+        (role, until): (Role, Instant),
         request: StagedFetch,
     ) -> Result<DataReply, WireError> {
         let begun = Instant::now();
@@ -175,7 +176,7 @@ impl DataPlane {
                 putting.add_far(number, far, *at);
             }
         }
-        let brought = self.bring(span, device, blocks).await;
+        let brought = self.bring(span, device, (tenant, until), blocks).await;
         let mut decoded: u64 = 0;
         for ((number, one), at) in brought.into_iter().enumerate().zip(&at) {
             if let Some(Ok(guard)) = one {
@@ -189,6 +190,8 @@ impl DataPlane {
         let Ok(Ok(permit)) = permit else {
             return Err(WireError::busy("as many blocks as allowed are being decoded"));
         };
+        let wanted = raw.saturating_mul(at.len() as u64);
+        let _turn = self.device_turn(device, tenant, wanted, until).await?;
         let (mut scattering, limit) = (span.part("scatter"), putting.limit());
         let put = move || {
             let put = putting.run();

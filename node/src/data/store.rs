@@ -5,9 +5,11 @@ use crate::actors::core::{DeviceMessage, Reserved, Sealed};
 use crate::data::check;
 use crate::data::content::{Content, OnGpu};
 use crate::data::counters::{add, count};
+use crate::data::fair::Wanted;
 use crate::data::payload::Payload;
-use crate::data::plane::DataPlane;
+use crate::data::plane::{DataPlane, UNSAID};
 use crate::data::replicate::{Answers, Asker, Item, Known, Origin, others};
+use crate::data::turns::Turn;
 use crate::far::Unsound;
 use crate::guards::{Landing, Lent, Unread, Verified};
 use crate::view::Serving;
@@ -21,7 +23,7 @@ use kvhive_spans::Span;
 use kvhive_wire::{Fault, Peer};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 /// A store waits this long for room among the bytes being received; then it is told to come back.
 pub(super) const INFLIGHT_WAIT: Duration = Duration::from_millis(100);
@@ -59,6 +61,11 @@ pub(super) struct Task {
 impl Task {
     pub(super) fn traced(self, trace: Option<TraceContext>) -> Task {
         Task { trace, ..self }
+    }
+
+    /// Returns whose blocks they are.
+    pub(super) fn tenant(&self) -> TenantId {
+        self.tenant
     }
 
     /// Returns how many blocks it has.
@@ -116,15 +123,15 @@ impl DataPlane {
     pub(crate) async fn store(
         &self,
         source: &mut impl Payload,
-        peer: Peer,
+        (peer, until): (Peer, Instant),
         span: &Span,
         request: StoreRequest,
     ) -> Result<Result<DataReply, WireError>, Fault> {
         count(&self.counters.stores);
         let payload = source.left();
-        let copy = request.copy;
+        let (copy, moves) = (request.copy, request.moved && peer.role == Role::Node);
         // Before anything is looked at: what is so now may not be so after it.
-        if request.moved && peer.role == Role::Node {
+        if moves {
             self.takes.pass(payload).await;
         }
         let given_by = request.moved.then_some(request.epoch);
@@ -132,9 +139,17 @@ impl DataPlane {
             Ok(task) => task.traced(span.context()),
             Err(error) => return Ok(Err(error)),
         };
-        let wait = if copy { COPY_INFLIGHT_WAIT } else { INFLIGHT_WAIT };
+        // What moves has its own pace, and no tenant asks for it.
+        let turn = match moves {
+            true => None,
+            false => match self.store_turn(span, &task, payload, until).await {
+                Ok(turn) => Some(turn),
+                Err(error) => return Ok(Err(error)),
+            },
+        };
+        let wait = Instant::now() + if copy { COPY_INFLIGHT_WAIT } else { INFLIGHT_WAIT };
         let room = self.inflight.clone().acquire_many_owned(self.permits(payload));
-        let Ok(Ok(room)) = timeout(wait, room).await else {
+        let Ok(Ok(room)) = timeout_at(wait, room).await else {
             return Ok(Err(WireError::busy("as many payload bytes as allowed are under way")));
         };
         let reserved = match self.reserve(span, &task, given_by).await {
@@ -157,9 +172,26 @@ impl DataPlane {
         }
         let taken = landed(taken).await;
         // From here on the bytes count as blocks. Two nodes that copy to each other must not wait for this room.
-        drop(room);
+        drop((room, turn));
         drop(receiving);
         Ok(self.settle(span, task, taken).await)
+    }
+
+    /// Waits until it is a store's turn. A copy has no time of its own: who waits for it has been let in elsewhere.
+    async fn store_turn(
+        &self,
+        span: &Span,
+        task: &Task,
+        bytes: u64,
+        until: Instant,
+    ) -> Result<Turn, WireError> {
+        if !task.copy {
+            return self.turn(span, task.tenant, Some(bytes), until).await;
+        }
+        let wanted =
+            Wanted { tenant: task.tenant, bytes: Some(bytes), left: COPY_INFLIGHT_WAIT, is_part: true };
+        let late = || WireError::busy("as many transfers as allowed are under way");
+        self.turns.take(wanted).await.ok_or_else(late)
     }
 
     /// Takes a frame for each block that is not here.
@@ -403,7 +435,9 @@ impl DataPlane {
             }
         }
         let mut items = Vec::with_capacity(lacked.len());
-        for ((at, lacking), brought) in lacked.into_iter().zip(self.bring(span, *device, lent).await) {
+        let whose = (*tenant, Instant::now() + UNSAID);
+        let brought = self.bring(span, *device, whose, lent).await;
+        for ((at, lacking), brought) in lacked.into_iter().zip(brought) {
             match brought {
                 Some(Ok(guard)) => items.push(task.item(at, Content::Here(Arc::new(guard)), lacking)),
                 Some(Err(Unread::Lost)) => sure.lost.push(at),

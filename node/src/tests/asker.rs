@@ -9,6 +9,7 @@ use kvhive_protocol::data::{
 };
 use kvhive_protocol::frame::Kind;
 use kvhive_protocol::handshake::{Role, TokenKey};
+use kvhive_protocol::number::timed;
 use kvhive_protocol::{
     BlockHeader, BlockKey, DeviceId, Epoch, Era, Layout, LayoutFingerprint, MemberId, Slot, TenantId,
     TraceContext, WireError,
@@ -65,6 +66,8 @@ pub(super) fn already(copies: u8) -> Stored {
 pub(super) struct Asker {
     pub(super) connection: Connection,
     number: u64,
+    /// How much time it says that there is for what it asks.
+    pub(super) left: Option<Duration>,
     pub(super) device: DeviceId,
     pub(super) slot: Slot,
     pub(super) tenant: TenantId,
@@ -104,6 +107,7 @@ impl Asker {
         Ok(Asker {
             connection,
             number: 0,
+            left: None,
             device,
             slot,
             tenant,
@@ -171,8 +175,9 @@ impl Asker {
         payload: &[&[u8]],
     ) -> Result<DataReply, Fault> {
         self.number += 1;
-        self.connection.send(Kind::DataRequest, self.number, request, payload).await?;
-        self.connection.receive_answer(Kind::DataReply, self.number).await
+        let number = self.left.map_or(self.number, |left| timed(self.number, left));
+        self.connection.send(Kind::DataRequest, number, request, payload).await?;
+        self.connection.receive_answer(Kind::DataReply, number).await
     }
 
     /// Asks as a part of a trace.

@@ -8,6 +8,7 @@ mod disk;
 mod disk_keys;
 mod disk_trouble;
 mod explain;
+mod fair;
 mod faults;
 mod gpu;
 mod guests;
@@ -75,6 +76,7 @@ struct Setup {
     host_frames: usize,
     max_connections: usize,
     inflight_bytes: usize,
+    places: usize,
     stall: Duration,
     move_rate: u64,
     /// How long its GPU is waited for.
@@ -115,6 +117,7 @@ impl Default for Setup {
             host_frames: 0,
             max_connections: 64,
             inflight_bytes: 64 * MIB,
+            places: 8,
             stall: Duration::from_secs(10),
             move_rate: 1 << 40,
             patience: Patience::default(),
@@ -199,6 +202,7 @@ impl Setup {
         let limits = Limits {
             connections: self.max_connections,
             inflight_bytes: self.inflight_bytes as u64,
+            places: self.places,
             stall: self.stall,
             least_rate: u64::MAX,
             // What comes in is not what a story slows down.

@@ -338,6 +338,10 @@ pub const HELP: &[(&str, &str)] = &[
     ),
     ("kvhive_node_tenant_evicted_blocks_total", "A tenant's blocks let go"),
     ("kvhive_node_tenant_hits_total", "Blocks that a tenant's fetches got"),
+    (
+        "kvhive_node_tenant_late_requests_total",
+        "A tenant's requests for blocks that would not have been done in their time, or were not",
+    ),
     ("kvhive_node_tenant_matched_keys_total", "Keys that a tenant's matches asked for"),
     (
         "kvhive_node_tenant_misses_total",
@@ -346,7 +350,12 @@ pub const HELP: &[(&str, &str)] = &[
     ("kvhive_node_tenant_policies_bytes", "Memory that the policies of tenants with rules of their own take"),
     ("kvhive_node_tenant_refused_blocks_total", "A tenant's stores refused"),
     ("kvhive_node_tenant_stored_blocks_total", "A tenant's blocks stored"),
+    (
+        "kvhive_node_tenant_transfer_bytes_total",
+        "Bytes of a tenant's blocks that were sent and received in its turn",
+    ),
     ("kvhive_node_tenant_used_bytes", "Bytes of the frames of a tenant's blocks by tier"),
+    ("kvhive_node_tenant_waited_requests_total", "A tenant's requests for blocks that waited for its turn"),
     ("kvhive_node_tier_hits_total", "Blocks that fetches got, by the tier that had them"),
     (
         "kvhive_node_unawaited_sessions_total",
@@ -355,6 +364,7 @@ pub const HELP: &[(&str, &str)] = &[
     ("kvhive_node_undecoded_blocks_total", "Blocks that could not be decoded for a reader"),
     ("kvhive_node_untold_uses", "Blocks whose uses the strategies have not been told of yet"),
     ("kvhive_node_used_bytes", "Bytes of frames that are not free by tier"),
+    ("kvhive_node_waiting_requests", "Requests for blocks that wait for their tenant's turn"),
     (
         "kvhive_node_window_fallbacks_total",
         "Times that another node's memory could not be looked at, by what failed: refused, closed (its door), unfit (what it handed over), torn",

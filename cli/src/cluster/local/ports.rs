@@ -13,8 +13,8 @@ use std::path::Path;
 /// How a process ends whose port somebody else listens on.
 pub(crate) const PORT_IS_TAKEN: u8 = 4;
 
-/// How often a new cluster takes other ports.
-const MOST_LOST: u32 = 3;
+/// How often a new cluster takes other ports, and a node that is added.
+pub(super) const MOST_LOST: u32 = 3;
 
 /// A process that did not start, as somebody else listens on one of its ports.
 #[derive(Debug, thiserror::Error)]

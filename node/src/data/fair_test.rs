@@ -1,0 +1,239 @@
+//! Tenants that want more than there is: what each gets, how long each waits, and who is told that it would be late.
+
+use super::*;
+
+const MS: Duration = Duration::from_millis(1);
+const LONG: Duration = Duration::from_secs(60);
+const MIB: u64 = 1 << 20;
+
+fn wanted(tenant: u32, bytes: u64, left: Duration) -> Wanted {
+    Wanted { tenant: TenantId(tenant), bytes: Some(bytes), left, is_part: false }
+}
+
+/// Enters one that is known by its tenant.
+fn enter(fair: &mut Fair<u32>, now: Duration, wanted: Wanted) -> Entered {
+    fair.enter(now, wanted, || wanted.tenant.0)
+}
+
+/// Enters as many as there are in a range.
+fn flood(fair: &mut Fair<u32>, now: Duration, wanted: Wanted, times: std::ops::Range<usize>) {
+    for _ in times {
+        enter(fair, now, wanted);
+    }
+}
+
+/// A place goes from one to the next; returns whose it is.
+fn pass(fair: &mut Fair<u32>, now: Duration) -> Option<u32> {
+    let (id, ticket) = fair.held.first().map(|held| (held.tenant, held.ticket))?;
+    fair.leave(now, id, ticket, false);
+    fair.next(now)
+}
+
+#[test]
+fn nobody_waits_while_there_are_places() {
+    let mut fair = Fair::new(3);
+    assert!((0..3).all(|_| matches!(enter(&mut fair, MS, wanted(1, MIB, MS)), Entered::Goes(_))));
+    assert!(matches!(enter(&mut fair, MS, wanted(1, MIB, LONG)), Entered::Waits(_, LONG)));
+    assert_eq!((fair.waiting(), fair.next(MS)), (1, None));
+    assert_eq!(pass(&mut fair, 2 * MS), Some(1));
+    assert_eq!((fair.waiting(), fair.next(2 * MS)), (0, None));
+}
+
+#[test]
+fn tenants_that_always_want_more_get_the_same_bytes_whatever_they_ask_at_a_time() {
+    let mut fair = Fair::new(4);
+    // One asks very often for a little, one seldom for much, one for something between.
+    let sizes: [(u32, usize, u64); 3] = [(1, 40, MIB / 8), (2, 8, 8 * MIB), (3, 20, MIB)];
+    for (tenant, times, bytes) in sizes {
+        flood(&mut fair, MS, wanted(tenant, bytes, LONG), 0..times);
+    }
+    let mut given = [0u64; 4];
+    for _ in 0..10_000 {
+        let who = pass(&mut fair, MS).expect("many wait");
+        let (_, _, bytes) = sizes[who as usize - 1];
+        given[who as usize] += bytes;
+        enter(&mut fair, MS, wanted(who, bytes, LONG));
+    }
+    let most = given.into_iter().max().expect("four");
+    assert!(given[1..].iter().all(|one| most - one <= 2 * 8 * MIB), "{given:?}");
+}
+
+#[test]
+fn what_shows_later_counts_as_if_it_had_been_known() {
+    let mut fair = Fair::new(1);
+    let unknown = |tenant| Wanted { bytes: None, ..wanted(tenant, 0, LONG) };
+    for tenant in [1, 2] {
+        flood(&mut fair, MS, unknown(tenant), 0..10);
+    }
+    let mut given = [0u64; 3];
+    for _ in 0..3000 {
+        let (id, ticket) =
+            fair.held.first().map(|held| (held.tenant, held.ticket)).expect("one is under way");
+        let bytes = if id == TenantId(1) { MIB } else { 4 * MIB };
+        fair.measured(ticket, bytes);
+        given[id.0 as usize] += bytes;
+        pass(&mut fair, MS);
+        enter(&mut fair, MS, unknown(id.0));
+    }
+    assert!(given[1].abs_diff(given[2]) <= 16 * MIB, "{given:?}");
+}
+
+#[test]
+fn one_that_comes_now_and_then_waits_for_one_turn_of_a_flood() {
+    let mut fair = Fair::new(2);
+    flood(&mut fair, MS, wanted(1, MIB, LONG), 0..500);
+    for _ in 0..100 {
+        assert!((0..50).all(|_| pass(&mut fair, MS).is_some()));
+        flood(&mut fair, MS, wanted(1, MIB, LONG), 0..50);
+        assert!(matches!(enter(&mut fair, MS, wanted(2, MIB, LONG)), Entered::Waits(..)));
+        assert!((0..2).any(|_| pass(&mut fair, MS) == Some(2)));
+    }
+}
+
+#[test]
+fn who_did_not_want_anything_is_owed_nothing_for_it() {
+    let mut fair = Fair::new(1);
+    flood(&mut fair, MS, wanted(1, MIB, LONG), 0..1000);
+    assert!((0..900).all(|_| pass(&mut fair, MS).is_some()));
+    flood(&mut fair, MS, wanted(2, MIB, LONG), 0..50);
+    let turns = (0..40).filter(|_| pass(&mut fair, MS) == Some(2)).count();
+    assert!((19..=21).contains(&turns), "{turns} of 40");
+}
+
+/// One place, of which it is known that each MiB takes so long, with as many waiting as said of tenant 1.
+fn known(takes: Duration, waiting: usize) -> Fair<u32> {
+    let mut fair = Fair::new(1);
+    flood(&mut fair, Duration::ZERO, wanted(1, MIB, LONG), 0..waiting + 1);
+    fair.takes.add(takes.as_secs_f64());
+    fair.brings.add(MIB as f64);
+    fair
+}
+
+#[test]
+fn who_would_be_late_is_told_before_anything_is_done() {
+    // Nine wait: a tenth waits for 10 ms and takes one itself.
+    let mut fair = known(MS, 9);
+    assert_eq!(enter(&mut fair, MS, wanted(1, MIB, 10 * MS)), Entered::Late);
+    assert_eq!(fair.waiting(), 9);
+    assert!(matches!(enter(&mut fair, MS, wanted(1, MIB, 12 * MS)), Entered::Waits(_, _)));
+    // What another tenant has waiting is ahead of it by no more than its own.
+    assert!(matches!(enter(&mut fair, MS, wanted(2, MIB, 3 * MS)), Entered::Waits(_, _)));
+    assert_eq!(enter(&mut fair, MS, wanted(3, 4 * MIB, 3 * MS)), Entered::Late, "its own takes longer");
+}
+
+#[test]
+fn while_some_go_without_nobody_of_the_same_tenant_waits_long() {
+    let mut fair = known(MS, 9);
+    assert_eq!(enter(&mut fair, MS, wanted(1, MIB, LONG)), Entered::Waits(Ticket(10), LONG - MS));
+    fair.leave(LONG, TenantId(1), Ticket(10), true);
+    assert_eq!(enter(&mut fair, LONG, wanted(1, MIB, LONG)), Entered::Late, "nine are ahead");
+    let of_another = enter(&mut fair, LONG, wanted(2, MIB, LONG));
+    assert_eq!(of_another, Entered::Waits(Ticket(12), LONG - MS), "it had nothing to do with it");
+    let part = Wanted { is_part: true, ..wanted(1, MIB, LONG) };
+    assert!(matches!(enter(&mut fair, LONG, part), Entered::Waits(_, _)), "somebody waits for it");
+}
+
+#[test]
+fn what_others_wait_for_goes_before_what_is_only_asked() {
+    let mut fair = known(MS, 9);
+    let part = Wanted { is_part: true, ..wanted(1, MIB, 3 * MS) };
+    fair.enter(MS, part, || 7);
+    assert_eq!(pass(&mut fair, MS), Some(7));
+    assert_eq!(pass(&mut fair, MS), Some(1));
+}
+
+#[test]
+fn a_place_is_not_kept_from_others_by_a_slow_peer() {
+    let mut fair = Fair::new(1);
+    let Entered::Goes(slow) = enter(&mut fair, MS, wanted(1, 64 * MIB, LONG)) else { panic!("it is free") };
+    enter(&mut fair, MS, wanted(2, MIB, LONG));
+    // 10 ms, and 250 ms for as many bytes.
+    assert_eq!(fair.lapses_at(), Some(261 * MS));
+    assert_eq!(fair.next(260 * MS), None);
+    assert_eq!(fair.next(261 * MS), Some(2));
+    fair.leave(300 * MS, TenantId(1), slow, false);
+    assert_eq!(fair.held.len(), 1, "it gave back what was its own no more");
+    // It has been given those bytes all the same.
+    enter(&mut fair, 262 * MS, wanted(1, MIB, LONG));
+    enter(&mut fair, 262 * MS, wanted(2, MIB, LONG));
+    assert_eq!(pass(&mut fair, 263 * MS), Some(2));
+}
+
+#[test]
+fn tenants_that_want_nothing_are_forgotten() {
+    let mut fair = Fair::new(1);
+    for tenant in 0..10_000 {
+        enter(&mut fair, MS, wanted(tenant, MIB, LONG));
+        pass(&mut fair, MS);
+    }
+    assert!(fair.tenants.len() <= 2 * FIRST_SWEEP, "{} are remembered", fair.tenants.len());
+    assert!(fair.order.is_empty() && fair.waiting_bytes == 0);
+}
+
+/// Serves two tenants for ten seconds, at places that take 4 ms for a MiB: requests of so many a second of each, all of them with as much
+/// time. Returns how many of each were done in time, how many were told no, and the longest time from the question to the end, by tenant.
+fn served(rates: [f64; 2], left: Duration) -> [(usize, usize, Duration); 2] {
+    const PLACES: usize = 4;
+    let mut fair = Fair::new(PLACES);
+    let mut came = BTreeMap::new();
+    let mut ends: Vec<(Duration, TenantId, Ticket)> = Vec::new();
+    let mut all = [(0, 0, Duration::ZERO); 2];
+    let mut due = [0.0f64; 2];
+    let mut patience: Vec<(Duration, TenantId, Ticket)> = Vec::new();
+    for step in 0..100_000u32 {
+        let now = step * MS / 10;
+        let over = |list: &mut Vec<(Duration, TenantId, Ticket)>| -> Vec<_> {
+            let (over, on) = std::mem::take(list).into_iter().partition(|(at, ..)| *at <= now);
+            *list = on;
+            over
+        };
+        for (at, tenant, ticket) in over(&mut ends) {
+            fair.leave(at, tenant, ticket, false);
+            let took = at - came[&ticket];
+            let one = &mut all[tenant.0 as usize];
+            if took <= left { (one.0, one.2) = (one.0 + 1, one.2.max(took)) } else { one.1 += 1 }
+        }
+        for (_, tenant, ticket) in over(&mut patience) {
+            if !ends.iter().any(|(_, _, other)| *other == ticket) {
+                let waited = fair.waiting();
+                fair.leave(now, tenant, ticket, true);
+                all[tenant.0 as usize].1 += waited - fair.waiting();
+            }
+        }
+        for tenant in [0, 1] {
+            while due[tenant] <= now.as_secs_f64() {
+                due[tenant] += 1.0 / rates[tenant];
+                match enter(&mut fair, now, wanted(tenant as u32, MIB, left)) {
+                    Entered::Goes(ticket) => {
+                        came.insert(ticket, now);
+                    }
+                    Entered::Waits(ticket, allowed) => {
+                        came.insert(ticket, now);
+                        patience.push((now + allowed, TenantId(tenant as u32), ticket));
+                    }
+                    Entered::Late => all[tenant].1 += 1,
+                }
+            }
+        }
+        while fair.next(now).is_some() {}
+        for held in &fair.held {
+            if held.since == now {
+                ends.push((now + 4 * MS, held.tenant, held.ticket));
+            }
+        }
+    }
+    all
+}
+
+#[test]
+fn a_flood_leaves_the_other_tenant_its_time_and_all_that_is_done_is_in_time() {
+    // A thousand a second are done at most.
+    let [alone, _] = served([900.0, 1e-9], 100 * MS);
+    assert!(alone.0 >= 8900 && alone.1 == 0, "{alone:?}");
+    let [flood, other] = served([2600.0, 400.0], 100 * MS);
+    assert!(other.0 >= 3990 && other.1 <= 10, "who asks for less than half gets it: {other:?}");
+    assert!(other.2 <= 15 * MS, "and soon: {other:?}");
+    assert!(flood.0 >= 5700, "the rest is the flood's: {flood:?}");
+    let [one, two] = served([1500.0, 3000.0], 100 * MS);
+    assert!(one.0.abs_diff(two.0) <= 200 && one.0 + two.0 >= 9700, "{one:?} {two:?}");
+}

@@ -1,0 +1,120 @@
+//! Several tenants want more of one node than it does at a time: each has its share, and who would be late is told before anything is done.
+
+use super::asker::{Asker, Block, kept};
+use super::coordinator::{FakeCoordinator, TENANT};
+use super::{KIB, Setup, eventually};
+use crate::NodeHandle;
+use crate::data::{Turn, Wanted};
+use kvhive_protocol::data::Ack;
+use kvhive_protocol::frame::Kind;
+use kvhive_protocol::map::Tenant;
+use kvhive_protocol::{Era, TenantId, TenantRules, WireError};
+use kvhive_wire::Fault;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::task::JoinSet;
+
+const OTHER: TenantId = TenantId(2);
+const FRAME: usize = 64 * KIB;
+const BLOCKS: u64 = 8;
+
+/// A node with one place and eight blocks of each of two tenants.
+async fn node_with_blocks() -> (FakeCoordinator, NodeHandle) {
+    let setup = Setup { device_frames: 32, max_connections: 128, places: 1, ..Setup::default() };
+    let (coordinator, node) = setup.one().await;
+    let rules = TenantRules::default();
+    let other = Tenant { name: "other".into(), era: Era(1), secret: [8; 32], rules };
+    coordinator.change(|map| drop(map.tenants.insert(OTHER, other)));
+    let (member, epoch) = (node.member().expect("it is a member"), coordinator.epoch());
+    eventually("the node serves by the new map", || coordinator.has_confirmed(member, epoch)).await;
+    for tenant in [TENANT, OTHER] {
+        let mut asker = node.ask().await;
+        asker.tenant = tenant;
+        for number in numbers(tenant) {
+            let mut block = Block::new(number, FRAME);
+            block.header.tenant = tenant;
+            assert_eq!(asker.store(&[block], Ack::Primary).await, Ok(vec![kept(1)]));
+        }
+    }
+    (coordinator, node)
+}
+
+fn numbers(tenant: TenantId) -> Vec<u64> {
+    (0..BLOCKS).map(|at| u64::from(tenant.0) * 100 + at).collect()
+}
+
+/// Takes the only place, for as long as it takes to send 64 GiB.
+async fn taken(node: &NodeHandle) -> Turn {
+    let (tenant, left) = (TenantId(3), Duration::from_secs(60));
+    let wanted = Wanted { tenant, bytes: Some(64 << 30), left, is_part: false };
+    node.plane.turns.take(wanted).await.expect("nobody wants it")
+}
+
+/// Fetches all that a tenant has; returns how many blocks came whole.
+async fn fetch(asker: &mut Asker, tenant: TenantId) -> Result<usize, WireError> {
+    (asker.tenant, asker.left) = (tenant, Some(Duration::from_secs(60)));
+    let found = asker.fetch(&numbers(tenant)).await?;
+    Ok(found.iter().flatten().count())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_of_one_tenant_leaves_the_other_its_half_of_what_is_sent() {
+    let (_coordinator, node) = node_with_blocks().await;
+    let turn = taken(&node).await;
+    let served = Arc::new(Mutex::new(Vec::new()));
+    let mut askers = JoinSet::new();
+    let (flood, few) = (60, 10);
+    for (tenant, count) in [(TENANT, flood), (OTHER, few)] {
+        for _ in 0..count {
+            let (mut asker, served) = (node.ask().await, served.clone());
+            askers.spawn(async move {
+                assert_eq!(fetch(&mut asker, tenant).await, Ok(BLOCKS as usize));
+                served.lock().expect("nobody panicked").push(tenant);
+            });
+        }
+        // The flood is all there before the other tenant asks.
+        let waiting = if tenant == TENANT { flood } else { flood + few };
+        eventually("all of them wait", || node.plane.waiting() == waiting).await;
+    }
+    drop(turn);
+    while let Some(asked) = askers.join_next().await {
+        asked.expect("it got its blocks");
+    }
+    let served = served.lock().expect("nobody panicked");
+    let of_other = served[..2 * few].iter().filter(|tenant| **tenant == OTHER).count();
+    assert!(of_other * 10 >= 2 * few * 4, "{of_other} of the first {}", 2 * few);
+    let bytes = BLOCKS * FRAME as u64;
+    let figures = [TENANT, OTHER].map(|tenant| node.plane.turns.figures(tenant));
+    // What each stored, and what was sent.
+    assert_eq!(figures.map(|one| one.bytes), [bytes * (1 + flood as u64), bytes * (1 + few as u64)]);
+    assert_eq!(figures.map(|one| (one.waited, one.late)), [(flood as u64, 0), (few as u64, 0)]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_whose_time_is_up_while_others_have_their_turn_is_told_so_and_its_connection_stands() {
+    let (_coordinator, node) = node_with_blocks().await;
+    let turn = taken(&node).await;
+    let mut asker = node.ask().await;
+    let request = asker.fetch_request(&numbers(TENANT));
+    asker.left = Some(Duration::from_millis(20));
+    let refused = asker.exchange(&request, &[]).await;
+    assert!(matches!(refused, Err(Fault::Refused(WireError::Deadline))), "{refused:?}");
+    assert_eq!(node.counted(|counters| &counters.late), 1);
+    assert_eq!((node.plane.waiting(), node.plane.turns.figures(TENANT).late), (0, 1));
+    drop(turn);
+    assert_eq!(fetch(&mut asker, TENANT).await, Ok(BLOCKS as usize));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_leaves_while_it_waits_or_while_it_is_sent_something_keeps_no_place() {
+    let (_coordinator, node) = node_with_blocks().await;
+    let turn = taken(&node).await;
+    let mut leaver = node.ask().await;
+    let request = leaver.fetch_request(&numbers(TENANT));
+    leaver.connection.send(Kind::DataRequest, 1, &request, &[]).await.expect("it is heard");
+    eventually("it waits", || node.plane.waiting() == 1).await;
+    drop(leaver);
+    drop(turn);
+    eventually("its place is another's", || node.plane.turns.holding() == 0).await;
+    assert_eq!(fetch(&mut node.ask().await, OTHER).await, Ok(BLOCKS as usize));
+}
