@@ -266,8 +266,9 @@ fn disk_key(at: usize, node: &NodeConfig, ledger: &mut Ledger) {
         return;
     }
     let key = ledger.source(&file);
-    if !ledger.has(&format!("node[{at}].disk_dir")) {
-        ledger.conflict(&key, "there is no disk tier; allowed is with a \"disk_dir\"".to_owned());
+    if ["disk_dir", "persist_dir"].iter().all(|folder| !ledger.has(&format!("node[{at}].{folder}"))) {
+        let reason = "nothing is kept on disk; allowed is with a \"disk_dir\" or a \"persist_dir\"";
+        ledger.conflict(&key, reason.to_owned());
     } else if !node.disk_encryption {
         ledger.conflict(&key, "nothing is encrypted; allowed is with disk_encryption = \"on\"".to_owned());
     }

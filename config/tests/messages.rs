@@ -386,7 +386,7 @@ fn a_key_file_needs_a_disk_tier_that_is_encrypted() {
     assert_eq!(
         given("disk_key_file = \"/etc/kvhive/disk-key\""),
         [
-            "line 12: node[0].disk_key_file = \"/etc/kvhive/disk-key\": there is no disk tier; allowed is with a \"disk_dir\""
+            "line 12: node[0].disk_key_file = \"/etc/kvhive/disk-key\": nothing is kept on disk; allowed is with a \"disk_dir\" or a \"persist_dir\""
         ]
     );
     assert_eq!(

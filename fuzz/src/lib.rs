@@ -38,6 +38,7 @@ const A_STATE: usize = 64 << 10;
 /// All of them.
 pub const TARGETS: &[Target] = &[
     Target { run: wire::frame, bytes_beside: AT_ITS_WORD, ..Target::of("frame") },
+    Target { run: wire::greeting, bytes_for_each: 8, bytes_beside: 1 << 10, ..Target::of("greeting") },
     Target { run: wire::fixed, ..Target::of("fixed") },
     Target { run: wire::proposal, bytes_beside: AT_ITS_WORD, ..Target::of("proposal") },
     Target { run: wire::orders, bytes_beside: AT_ITS_WORD, ..Target::of("orders") },

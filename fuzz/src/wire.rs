@@ -64,6 +64,19 @@ fn again<T: Serialize + DeserializeOwned>(
     Some(out)
 }
 
+/// All that an end which listens reads of one that has proved nothing: no length that a stranger announces is set aside.
+pub(crate) fn greeting(bytes: &[u8]) -> bool {
+    let Some((head, message)) = bytes.split_first_chunk::<FRAME_HEADER_BYTES>() else { return false };
+    let head = made_good(*head, message);
+    let Ok(header) = FrameHeader::decode(&head, FrameLimits::GREETING) else { return false };
+    match header.kind {
+        Kind::Hello => header.message::<Hello>(&head, message).is_ok(),
+        Kind::Proof => header.message::<Proof>(&head, message).is_ok(),
+        // Any other kind ends the connection.
+        _ => false,
+    }
+}
+
 /// Structs of a fixed length: a block's header, a stage that is lent.
 pub(crate) fn fixed(bytes: &[u8]) -> bool {
     same_again(bytes, |bytes| {

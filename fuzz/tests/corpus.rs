@@ -105,6 +105,9 @@ fn headers_of_blocks_begin_with_those_of_a_block() {
     begins_with("fixed", "golden-header", &[&[0][..], &header].concat());
     // The block before it, its slot, and the sum that is made good.
     begins_with("snapshot_block", "golden-block", &[&header[..], &[6; 32], &[7, 0], &[0; 8]].concat());
+    // And what opens it where it is encrypted.
+    let sealed = [&header[..], &[6; 32], &[7, 0], &[9; 64], &[0; 8]].concat();
+    begins_with("snapshot_block", "golden-sealed-block", &sealed);
     for (version, name) in [(1u32, "golden-page"), (2, "golden-sealed-page")] {
         let frame = 4096u64.to_le_bytes();
         let front = [&b"KVRECORD"[..], &version.to_le_bytes(), &[8, 0, 0, 0], &frame, &[9; 8], &[10; 48]];

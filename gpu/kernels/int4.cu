@@ -1,5 +1,6 @@
 // Between pages and blocks of int4: gpu/src/codec/four.rs is the reference. A block of 128 threads does a tile at a time: its numbers are brought into
-// shared memory as binary32, a thread looks at a group, and the tile's bytes are put together there before they are written.
+// shared memory as binary32, a thread looks at a group, and the tile's bytes are put together there before they are written. A whole tile, which has 32
+// tokens of 128 channels, is encoded by code that knows so.
 
 #include "pages.cuh"
 
@@ -77,18 +78,29 @@ struct Tile {
     }
 };
 
+// In a whole tile both groupings have as many groups, of as many numbers. Before its bytes are some that are not its own, so that its codes begin with a word.
+constexpr u32 WHOLE_CODES = 1 + GROUPS / 2 + GROUPS, WHOLE_SKIP = 3, WHOLE_CHANNELS = 32;
+
 // What the threads of a block share.
 struct Shared {
-    float values[TILE_TOKENS * TILE_CHANNELS];
-    u8 bytes[TILE_BYTES];
+    float4 values_by_four[TILE_TOKENS * TILE_CHANNELS / 4];
+    // Room for a word beyond them too.
+    u32 words[(WHOLE_SKIP + TILE_BYTES + 7) / 4];
     // Of each group, under each of the two groupings.
     float low[2][GROUPS];
     int levels[2][GROUPS];
     bool has_nan[2][GROUPS];
-    float factors[GROUPS], zeros[GROUPS];
+    float4 factors_by_four[GROUPS / 4], zeros_by_four[GROUPS / 4];
     u8 nibbles[GROUPS];
     int highest[2][WARPS];
     u64 costs[2][WARPS];
+
+    __device__ float* values() { return (float*)values_by_four; }
+    __device__ const float* values() const { return (const float*)values_by_four; }
+    __device__ float* factors() { return (float*)factors_by_four; }
+    __device__ const float* factors() const { return (const float*)factors_by_four; }
+    __device__ float* zeros() { return (float*)zeros_by_four; }
+    __device__ const float* zeros() const { return (const float*)zeros_by_four; }
 };
 
 __device__ inline float scale(u32 exponent, u32 nibble) {
@@ -103,8 +115,19 @@ __device__ inline u32 exponent_for(int highest, bool has_choice) {
 
 __device__ inline u32 nibble_for(int level, u32 exponent) { return (u32)min(max(level - 2 * (int)exponent, 0), 15); }
 
+// Looks at 32 numbers: the least, the largest, and the largest magnitude of all, as bits.
+template <u32 STEP> __device__ inline void look(const float* first, u32 turn, float& low, float& high, u32& worst) {
+#pragma unroll 8
+    for (u32 done = 0; done < TILE_TOKENS; done++) {
+        const float value = first[((turn + done) & (TILE_TOKENS - 1)) * STEP];
+        low = fminf(low, value);
+        high = fmaxf(high, value);
+        worst = max(worst, as_bits(value) & 0x7FFFFFFF);
+    }
+}
+
 // Looks at a thread's group: its least value, whether it has a NaN, and the first scale that is not under the step that spans it.
-__device__ void fit(Shared& shared, u32 which, const Grouping& grouping, const Tile& tile) {
+template <bool WHOLE> __device__ void fit(Shared& shared, u32 which, const Grouping& grouping, const Tile& tile) {
     const u32 group = threadIdx.x;
     if (group >= grouping.groups(tile.tokens, tile.channels)) return;
     u32 first = group, step = TILE_CHANNELS, count = tile.tokens, turn = 0;
@@ -118,8 +141,20 @@ __device__ void fit(Shared& shared, u32 which, const Grouping& grouping, const T
     }
     float low = as_float(0x7F800000), high = as_float(0xFF800000);
     bool has_nan = false;
+    u32 worst = 0x7F800000;
+    if (WHOLE) {
+        worst = 0;
+        if (grouping.channels)
+            look<1>(shared.values() + group * WHOLE_CHANNELS, turn, low, high, worst);
+        else
+            look<TILE_CHANNELS>(shared.values() + group, 0, low, high, worst);
+        if (worst >= 0x7F800000) low = as_float(0x7F800000), high = as_float(0xFF800000);
+    }
+    // Where all are finite, that was it: which of two zeros is the least makes no difference.
+    if (worst < 0x7F800000) count = 0;
+#pragma unroll 1
     for (u32 done = 0; done < count; done++) {
-        const float value = shared.values[first + turn * step];
+        const float value = shared.values()[first + turn * step];
         turn = turn + 1 == count ? 0 : turn + 1;
         const bool is_finite = fabsf(value) < as_float(0x7F800000);
         if (is_finite && value < low) low = value;
@@ -174,7 +209,7 @@ __device__ inline u32 group_of(const Grouping& grouping, const Tile& tile, u32 t
 // The code of a number of the tile; 0 for NaN, whose group says that it is one.
 __device__ inline u32 code_at(const Shared& shared, const Grouping& grouping, const Tile& tile, u32 token, u32 channel) {
     const u32 group = group_of(grouping, tile, token, channel);
-    const float zero = shared.zeros[group], scaled = shared.values[token * TILE_CHANNELS + channel] * shared.factors[group];
+    const float zero = shared.zeros()[group], scaled = shared.values()[token * TILE_CHANNELS + channel] * shared.factors()[group];
     const float value = fmaxf(fminf(scaled, zero + (float)grouping.largest_code()), zero);
     return scaled != scaled ? 0 : (as_bits(value + ROUNDER) - as_bits(zero + ROUNDER)) & 15;
 }
@@ -191,6 +226,44 @@ __device__ inline void write_tile(u64 to, const u8* bytes, u32 count) {
     if (rest < count) ((u8*)to)[rest] = bytes[rest];
 }
 
+// The same for a whole tile, whose bytes lie in words: each word is put together of two.
+__device__ inline void write_whole_tile(u64 to, const u32* from, u32 count) {
+    const u8* bytes = (const u8*)from + WHOLE_SKIP;
+    const u32 before = min((u32)(0 - to) & 3, count), words = (count - before) / 4, first = WHOLE_SKIP + before, shift = first % 4 * 8;
+    if (threadIdx.x < before) ((u8*)to)[threadIdx.x] = bytes[threadIdx.x];
+    for (u32 word = threadIdx.x; word < words; word += THREADS_OF_TILE) {
+        const u32 low = from[first / 4 + word], high = from[first / 4 + word + 1];
+        write_codes_evenly<4>(to + before + 4 * word, ((u64)high << 32 | low) >> shift);
+    }
+    const u32 rest = before + 4 * words + threadIdx.x;
+    if (rest < count) ((u8*)to)[rest] = bytes[rest];
+}
+
+// Writes eight codes at a time of a whole tile that is grouped by channel or by token. NaN, of which only a group of NaN is scaled to, comes to 0.
+template <bool BY_CHANNEL> __device__ inline void write_codes_of_whole(Shared& shared) {
+    constexpr u32 EIGHTS = TILE_CHANNELS / 8;
+    const u32 eight = threadIdx.x % EIGHTS;
+    float factors[8], zeros[8];
+    const auto read_groups = [&](u32 group) {
+#pragma unroll
+        for (u32 at = 0; at < 8; at++) factors[at] = shared.factors()[BY_CHANNEL ? group + at : group], zeros[at] = shared.zeros()[BY_CHANNEL ? group + at : group];
+    };
+    if (BY_CHANNEL) read_groups(8 * eight);
+#pragma unroll 1
+    for (u32 token = threadIdx.x / EIGHTS; token < TILE_TOKENS; token += THREADS_OF_TILE / EIGHTS) {
+        if (!BY_CHANNEL) read_groups(token * (TILE_CHANNELS / WHOLE_CHANNELS) + eight / (WHOLE_CHANNELS / 8));
+        const float4 low = shared.values_by_four[(token * EIGHTS + eight) * 2], high = shared.values_by_four[(token * EIGHTS + eight) * 2 + 1];
+        const float values[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+        u32 word = 0;
+#pragma unroll
+        for (u32 at = 0; at < 8; at++) {
+            const float value = fminf(fmaxf(values[at] * factors[at], zeros[at]), zeros[at] + 15.0f);
+            word |= (as_bits(value + ROUNDER) - as_bits(zeros[at] + ROUNDER)) << (4 * at);
+        }
+        shared.words[(WHOLE_SKIP + WHOLE_CODES) / 4 + token * EIGHTS + eight] = word;
+    }
+}
+
 __device__ inline void read_tile(u64 from, u8* bytes, u32 count) {
     const u32 before = min((u32)(0 - from) & 3, count), words = (count - before) / 4;
     if (threadIdx.x < before) bytes[threadIdx.x] = ((const u8*)from)[threadIdx.x];
@@ -203,74 +276,131 @@ __device__ inline void read_tile(u64 from, u8* bytes, u32 count) {
     if (rest < count) bytes[rest] = ((const u8*)from)[rest];
 }
 
-template <int ELEMENT> __device__ void encode(const Job& job) {
+// Brings a tile's numbers into shared memory.
+template <int ELEMENT> __device__ inline void bring(const Job& job, const Part& part, const Tile& tile, Shared& shared) {
     constexpr u32 EACH = NUMBERS<ELEMENT>;
+    const u32 chunks = (tile.channels + EACH - 1) / EACH;
+#pragma unroll 1
+    for (u32 at = threadIdx.x; at < tile.tokens * chunks; at += THREADS_OF_TILE) {
+        const u32 token = at / chunks, channel = at % chunks * EACH, numbers = min(EACH, tile.channels - channel);
+        const u64 engine = engine_row(job, part, tile.token + token, tile.head) + (tile.channel + channel) * BYTES<ELEMENT>;
+        const Chunk chunk = read(engine, numbers * BYTES<ELEMENT>);
+#pragma unroll
+        for (u32 one = 0; one < EACH; one++) shared.values()[token * TILE_CHANNELS + channel + one] = value_of<ELEMENT>(bits_at<ELEMENT>(chunk, one));
+    }
+}
+
+// The same of a whole tile, whose chunks begin at multiples of 16 bytes.
+template <int ELEMENT> __device__ inline void bring_whole(const Job& job, const Part& part, const Tile& tile, Shared& shared) {
+    constexpr u32 EACH = NUMBERS<ELEMENT>, CHUNKS = TILE_CHANNELS / EACH;
+#pragma unroll 1
+    for (u32 from = threadIdx.x; from < TILE_TOKENS * CHUNKS; from += AHEAD * THREADS_OF_TILE) {
+        Chunk chunks[AHEAD];
+#pragma unroll
+        for (u32 ahead = 0; ahead < AHEAD; ahead++) {
+            const u32 at = from + ahead * THREADS_OF_TILE;
+            chunks[ahead] = read_evenly(engine_row(job, part, tile.token + at / CHUNKS, tile.head) + (tile.channel * BYTES<ELEMENT> + at % CHUNKS * 16));
+        }
+#pragma unroll
+        for (u32 ahead = 0; ahead < AHEAD; ahead++) {
+            const u32 at = from + ahead * THREADS_OF_TILE;
+#pragma unroll
+            for (u32 four = 0; four < EACH / 4; four++) {
+                float4 values;
+                values.x = value_of<ELEMENT>(bits_at<ELEMENT>(chunks[ahead], 4 * four));
+                values.y = value_of<ELEMENT>(bits_at<ELEMENT>(chunks[ahead], 4 * four + 1));
+                values.z = value_of<ELEMENT>(bits_at<ELEMENT>(chunks[ahead], 4 * four + 2));
+                values.w = value_of<ELEMENT>(bits_at<ELEMENT>(chunks[ahead], 4 * four + 3));
+                shared.values_by_four[at * (EACH / 4) + four] = values;
+            }
+        }
+    }
+}
+
+template <int ELEMENT, bool WHOLE> __device__ void encode_tile(const Job& job, const Part& part, Tile tile, Shared& shared) {
+    u8* const bytes = (u8*)shared.words + (WHOLE ? WHOLE_SKIP : 0);
+    if (WHOLE) {
+        tile.tokens = TILE_TOKENS, tile.channels = TILE_CHANNELS;
+        bring_whole<ELEMENT>(job, part, tile, shared);
+    } else {
+        bring<ELEMENT>(job, part, tile, shared);
+    }
+    __syncthreads();
+    const Choices may = choices(part.plane.keys, tile.tokens);
+    fit<WHOLE>(shared, 0, may.usual, tile);
+    if (may.has_other) fit<WHOLE>(shared, 1, may.other, tile);
+    __syncthreads();
+    int highest = highest_of(shared, 0, may.usual.groups(tile.tokens, tile.channels));
+    u32 which = 0;
+    if (may.has_other) {
+        const int highest_of_other = highest_of(shared, 1, may.other.groups(tile.tokens, tile.channels));
+        const u32 exponent = exponent_for(max(highest, highest_of_other), true);
+        if (cost_of(shared, 1, may.other, tile, exponent) < cost_of(shared, 0, may.usual, tile, exponent)) {
+            which = 1;
+            highest = highest_of_other;
+        }
+    }
+    const Grouping grouping = which ? may.other : may.usual;
+    const Layout layout(grouping, tile.tokens, tile.channels);
+    const u32 exponent = exponent_for(highest, may.has_other), group = threadIdx.x;
+    if (group < layout.groups) {
+        const u32 nibble = nibble_for(shared.levels[which][group], exponent);
+        const bool has_nan = shared.has_nan[which][group];
+        const float inverse = has_nan ? 0.0f : 1.0f / scale(exponent, nibble);
+        const float zero = has_nan ? 0.0f : (shared.low[which][group] * inverse + ROUNDER) - ROUNDER;
+        shared.factors()[group] = inverse;
+        shared.zeros()[group] = zero;
+        shared.nibbles[group] = (u8)nibble;
+        bytes[layout.zeros + group] = has_nan ? NAN_ZERO : (u8)(int)zero;
+    }
+    if (group == 0) bytes[0] = (u8)(exponent | (may.has_other && grouping.channels ? BY_TOKEN : 0));
+    __syncthreads();
+    for (u32 at = 2 * threadIdx.x; at < layout.groups; at += 2 * THREADS_OF_TILE)
+        bytes[1 + at / 2] = (u8)(shared.nibbles[at] | (at + 1 < layout.groups ? shared.nibbles[at + 1] << 4 : 0));
+    if (WHOLE) {
+        if (grouping.channels)
+            write_codes_of_whole<false>(shared);
+        else
+            write_codes_of_whole<true>(shared);
+    } else if (grouping.bits == 4) {
+        for (u32 at = threadIdx.x; at < tile.tokens * layout.row; at += THREADS_OF_TILE) {
+            const u32 token = at / layout.row, channel = at % layout.row * 2;
+            u32 two = code_at(shared, grouping, tile, token, channel);
+            if (channel + 1 < tile.channels) two |= code_at(shared, grouping, tile, token, channel + 1) << 4;
+            bytes[layout.codes + at] = (u8)two;
+        }
+    } else {
+        // Eight codes are three bytes.
+        const u32 eights = (tile.channels + 7) / 8;
+        for (u32 at = threadIdx.x; at < tile.tokens * eights; at += THREADS_OF_TILE) {
+            const u32 token = at / eights, first = at % eights;
+            u32 word = 0;
+            for (u32 code = 0; code < min(8u, tile.channels - first * 8); code++) word |= code_at(shared, grouping, tile, token, first * 8 + code) << (3 * code);
+            for (u32 byte = 0; byte < min(3u, layout.row - first * 3); byte++) bytes[layout.codes + token * layout.row + first * 3 + byte] = (u8)(word >> (8 * byte));
+        }
+    }
+    // A whole tile has as many bytes under either grouping.
+    for (u32 at = layout.codes + tile.tokens * layout.row + threadIdx.x; at < tile.bytes; at += THREADS_OF_TILE) bytes[at] = 0;
+    __syncthreads();
+    if (WHOLE)
+        write_whole_tile(tile.stored, shared.words, WHOLE_CODES + TILE_TOKENS * TILE_CHANNELS / 2);
+    else
+        write_tile(tile.stored, bytes, tile.bytes);
+    __syncthreads();
+}
+
+template <int ELEMENT> __device__ void encode(const Job& job) {
     __shared__ Shared shared;
     const u32 parts = parts_of(job);
+#pragma unroll 1
     for (u32 number = blockIdx.x; number < parts; number += gridDim.x) {
         const Part part = part_of(job, number);
         const Tile tile(job, part);
-        const u32 chunks = (tile.channels + EACH - 1) / EACH;
-        for (u32 at = threadIdx.x; at < tile.tokens * chunks; at += THREADS_OF_TILE) {
-            const u32 token = at / chunks, channel = at % chunks * EACH, numbers = min(EACH, tile.channels - channel);
-            const u64 engine = engine_row(job, part, tile.token + token, tile.head) + (tile.channel + channel) * BYTES<ELEMENT>;
-            const Chunk chunk = read(engine, numbers * BYTES<ELEMENT>);
-#pragma unroll
-            for (u32 one = 0; one < EACH; one++) shared.values[token * TILE_CHANNELS + channel + one] = value_of<ELEMENT>(bits_at<ELEMENT>(chunk, one));
-        }
-        __syncthreads();
-        const Choices may = choices(part.plane.keys, tile.tokens);
-        fit(shared, 0, may.usual, tile);
-        if (may.has_other) fit(shared, 1, may.other, tile);
-        __syncthreads();
-        int highest = highest_of(shared, 0, may.usual.groups(tile.tokens, tile.channels));
-        u32 which = 0;
-        if (may.has_other) {
-            const int highest_of_other = highest_of(shared, 1, may.other.groups(tile.tokens, tile.channels));
-            const u32 exponent = exponent_for(max(highest, highest_of_other), true);
-            if (cost_of(shared, 1, may.other, tile, exponent) < cost_of(shared, 0, may.usual, tile, exponent)) {
-                which = 1;
-                highest = highest_of_other;
-            }
-        }
-        const Grouping grouping = which ? may.other : may.usual;
-        const Layout layout(grouping, tile.tokens, tile.channels);
-        const u32 exponent = exponent_for(highest, may.has_other), group = threadIdx.x;
-        if (group < layout.groups) {
-            const u32 nibble = nibble_for(shared.levels[which][group], exponent);
-            const bool has_nan = shared.has_nan[which][group];
-            const float inverse = has_nan ? 0.0f : 1.0f / scale(exponent, nibble);
-            const float zero = has_nan ? 0.0f : (shared.low[which][group] * inverse + ROUNDER) - ROUNDER;
-            shared.factors[group] = inverse;
-            shared.zeros[group] = zero;
-            shared.nibbles[group] = (u8)nibble;
-            shared.bytes[layout.zeros + group] = has_nan ? NAN_ZERO : (u8)(int)zero;
-        }
-        if (group == 0) shared.bytes[0] = (u8)(exponent | (may.has_other && grouping.channels ? BY_TOKEN : 0));
-        __syncthreads();
-        for (u32 at = 2 * threadIdx.x; at < layout.groups; at += 2 * THREADS_OF_TILE)
-            shared.bytes[1 + at / 2] = (u8)(shared.nibbles[at] | (at + 1 < layout.groups ? shared.nibbles[at + 1] << 4 : 0));
-        if (grouping.bits == 4) {
-            for (u32 at = threadIdx.x; at < tile.tokens * layout.row; at += THREADS_OF_TILE) {
-                const u32 token = at / layout.row, channel = at % layout.row * 2;
-                u32 two = code_at(shared, grouping, tile, token, channel);
-                if (channel + 1 < tile.channels) two |= code_at(shared, grouping, tile, token, channel + 1) << 4;
-                shared.bytes[layout.codes + at] = (u8)two;
-            }
-        } else {
-            // Eight codes are three bytes.
-            const u32 eights = (tile.channels + 7) / 8;
-            for (u32 at = threadIdx.x; at < tile.tokens * eights; at += THREADS_OF_TILE) {
-                const u32 token = at / eights, first = at % eights;
-                u32 word = 0;
-                for (u32 code = 0; code < min(8u, tile.channels - first * 8); code++) word |= code_at(shared, grouping, tile, token, first * 8 + code) << (3 * code);
-                for (u32 byte = 0; byte < min(3u, layout.row - first * 3); byte++) shared.bytes[layout.codes + token * layout.row + first * 3 + byte] = (u8)(word >> (8 * byte));
-            }
-        }
-        for (u32 at = layout.codes + tile.tokens * layout.row + threadIdx.x; at < tile.bytes; at += THREADS_OF_TILE) shared.bytes[at] = 0;
-        __syncthreads();
-        write_tile(tile.stored, shared.bytes, tile.bytes);
-        __syncthreads();
+        const u64 all = part.plane.base | part.plane.page_bytes | job.token_bytes | job.head_bytes;
+        if ((all & 15) == 0 && tile.tokens == TILE_TOKENS && tile.channels == TILE_CHANNELS)
+            encode_tile<ELEMENT, true>(job, part, tile, shared);
+        else
+            encode_tile<ELEMENT, false>(job, part, tile, shared);
     }
 }
 

@@ -8,7 +8,8 @@ use crate::space::Space;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use thiserror::Error;
 
 /// Frames begin at multiples of this, so that direct IO and copy engines can use them.
@@ -17,6 +18,8 @@ const ALIGN_BYTES: u64 = 4096;
 const ALIGN_SMALL_BYTES: u64 = 64;
 /// The most size classes of one arena.
 const MAX_CLASSES: usize = 64;
+/// How long a frame that is being wiped is waited for, where it is the last.
+const WIPE_LIMIT: Duration = Duration::from_millis(20);
 
 /// Frames of one size.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -74,8 +77,24 @@ struct Class {
     stride: u64,
     start: u64,
     frames: Vec<State>,
-    free: Mutex<Vec<u32>>,
+    free: Mutex<Free>,
+    /// Told when a frame that was being wiped is free again.
+    wiped: Condvar,
     used_bytes: AtomicU64,
+}
+
+/// A class's free frames.
+struct Free {
+    /// Such as hold nothing: zeros.
+    clean: Vec<u32>,
+    /// Such as hold what was written since the last time that all was called stale.
+    used: Vec<u32>,
+    /// Such as hold what is older.
+    stale: Vec<u32>,
+    /// How many are being wiped.
+    wiping: u32,
+    /// How often all was called stale.
+    round: u32,
 }
 
 /// One frame's counters.
@@ -84,6 +103,21 @@ pub(crate) struct State {
     pub(crate) readers: AtomicU32,
     /// How often the frame was taken.
     pub(crate) generation: AtomicU32,
+    /// How many bytes from its start may be something else than zeros.
+    pub(crate) filled: AtomicU64,
+    /// The round in which the oldest of what it holds was written.
+    pub(crate) since: AtomicU32,
+}
+
+/// How a frame is given back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Left {
+    /// It was taken to be used.
+    Used,
+    /// It was taken to be wiped, and was not.
+    Stale,
+    /// It was taken to be wiped, and holds zeros.
+    Wiped,
 }
 
 impl<S: Space> Arena<S> {
@@ -115,10 +149,22 @@ impl<S: Space> Arena<S> {
                 stride,
                 start,
                 frames: (0..size.frames)
-                    .map(|_| State { readers: AtomicU32::new(0), generation: AtomicU32::new(0) })
+                    .map(|_| State {
+                        readers: AtomicU32::new(0),
+                        generation: AtomicU32::new(0),
+                        filled: AtomicU64::new(0),
+                        since: AtomicU32::new(0),
+                    })
                     .collect(),
                 // Taken from the end: the lowest frames first.
-                free: Mutex::new((0..size.frames).rev().collect()),
+                free: Mutex::new(Free {
+                    clean: (0..size.frames).rev().collect(),
+                    used: Vec::new(),
+                    stale: Vec::new(),
+                    wiping: 0,
+                    round: 0,
+                }),
+                wiped: Condvar::new(),
                 used_bytes: AtomicU64::new(0),
             })
             .collect();
@@ -141,15 +187,56 @@ impl<S: Space> Arena<S> {
     pub fn take(&self, class: ClassId, len: u64) -> Option<WriteFrame<S>> {
         let from =
             self.shared.classes.get(usize::from(class.0)).filter(|from| len <= from.size.frame_bytes)?;
-        let index = from.free_list().pop()?;
+        let (index, round) = from.take_free()?;
         from.used_bytes.fetch_add(from.stride, Ordering::Relaxed);
-        from.frames[index as usize].generation.fetch_add(1, Ordering::Relaxed);
-        Some(WriteFrame::new(self.shared.clone(), FrameId { class, index }, len as usize))
+        let state = &from.frames[index as usize];
+        state.generation.fetch_add(1, Ordering::Relaxed);
+        // Counted before anything is written, and of the length that it is taken for: it may be made shorter.
+        state.filled.fetch_max(len, Ordering::Relaxed);
+        Some(WriteFrame::new(self.shared.clone(), FrameId { class, index }, len as usize, round))
+    }
+
+    /// Calls stale whatever the frames hold now: what is in free ones is to be wiped, and what is in others when they are free. Says nothing of
+    /// what is written to frames that are taken later.
+    pub fn call_stale(&self) {
+        for class in &self.shared.classes {
+            let mut free = class.free_list();
+            let Free { used, stale, round, .. } = &mut *free;
+            *round = round.wrapping_add(1);
+            stale.append(used);
+        }
+    }
+
+    /// Takes a free frame that holds what was called stale, to write zeros to all of it and say so ([`WriteFrame::wiped`]). None when there is
+    /// none. Nobody else gets it meanwhile.
+    pub fn take_stale(&self) -> Option<WriteFrame<S>> {
+        for (at, class) in self.shared.classes.iter().enumerate() {
+            let mut free = class.free_list();
+            let Some(index) = free.stale.pop() else { continue };
+            free.wiping += 1;
+            let filled = class.frames[index as usize].filled.load(Ordering::Relaxed);
+            let frame = FrameId { class: ClassId(at as u8), index };
+            return Some(WriteFrame::stale(self.shared.clone(), frame, filled as usize));
+        }
+        None
+    }
+
+    /// Returns the bytes of the free frames that hold what was called stale, whole frames counted.
+    pub fn stale_bytes(&self) -> u64 {
+        let of = |class: &Class| {
+            let free = class.free_list();
+            (free.stale.len() as u64 + u64::from(free.wiping)) * class.size.frame_bytes
+        };
+        self.shared.classes.iter().map(of).sum()
     }
 
     /// Returns how many frames of a class are free; 0 for a class that does not exist.
     pub fn free_frames(&self, class: ClassId) -> u32 {
-        self.shared.classes.get(usize::from(class.0)).map_or(0, |class| class.free_list().len() as u32)
+        let of = |class: &Class| {
+            let free = class.free_list();
+            (free.clean.len() + free.used.len() + free.stale.len()) as u32 + free.wiping
+        };
+        self.shared.classes.get(usize::from(class.0)).map_or(0, of)
     }
 
     /// Returns the bytes of the whole slab.
@@ -207,9 +294,27 @@ impl Arena<GpuSlab> {
 }
 
 impl Class {
-    /// Locks the free list. A thread that panicked holding it left it whole: push and pop cannot tear.
-    fn free_list(&self) -> MutexGuard<'_, Vec<u32>> {
-        self.free.lock().unwrap_or_else(|poison| poison.into_inner())
+    /// Locks the free frames. A thread that panicked holding them left them whole: push and pop cannot tear.
+    fn free_list(&self) -> MutexGuard<'_, Free> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a free frame; also says the round. One that waits to be wiped comes last; one that is being wiped is waited for, if it is all
+    /// that there is.
+    fn take_free(&self) -> Option<(u32, u32)> {
+        let is_next = |free: &mut Free| free.wiping > 0 && free.next_is_none();
+        let waited = self.wiped.wait_timeout_while(self.free_list(), WIPE_LIMIT, is_next);
+        let (mut free, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let Free { clean, used, stale, round, .. } = &mut *free;
+        // The one used last first: it may be in a cache yet.
+        let index = used.pop().or_else(|| clean.pop()).or_else(|| stale.pop())?;
+        Some((index, *round))
+    }
+}
+
+impl Free {
+    fn next_is_none(&self) -> bool {
+        self.used.is_empty() && self.clean.is_empty() && self.stale.is_empty()
     }
 }
 
@@ -230,12 +335,36 @@ impl<S> Shared<S> {
         &self.classes[usize::from(frame.class.0)].frames[frame.index as usize]
     }
 
-    /// Takes a frame back. Its last handle calls this, once.
-    pub(crate) fn give_back(&self, frame: FrameId) {
+    /// Calls stale what one frame holds.
+    pub(crate) fn call_stale(&self, frame: FrameId) {
         let class = &self.classes[usize::from(frame.class.0)];
-        class.used_bytes.fetch_sub(class.stride, Ordering::Relaxed);
+        let before = class.free_list().round.wrapping_sub(1);
+        self.state(frame).since.store(before, Ordering::Relaxed);
+    }
+
+    /// Takes a frame back. Its last handle calls this, once.
+    pub(crate) fn give_back(&self, frame: FrameId, left: Left) {
+        let class = &self.classes[usize::from(frame.class.0)];
+        let state = self.state(frame);
+        if left == Left::Used {
+            class.used_bytes.fetch_sub(class.stride, Ordering::Relaxed);
+        }
         let mut free = class.free_list();
-        debug_assert!(free.len() < class.frames.len(), "a frame is given back once");
-        free.push(frame.index);
+        match left {
+            Left::Wiped => {
+                state.filled.store(0, Ordering::Relaxed);
+                free.clean.push(frame.index);
+            }
+            Left::Used if state.since.load(Ordering::Relaxed) == free.round => free.used.push(frame.index),
+            Left::Used | Left::Stale => free.stale.push(frame.index),
+        }
+        debug_assert!(
+            free.clean.len() + free.used.len() + free.stale.len() <= class.frames.len(),
+            "once each"
+        );
+        if left != Left::Used {
+            free.wiping -= 1;
+            class.wiped.notify_one();
+        }
     }
 }

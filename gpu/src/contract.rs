@@ -24,6 +24,8 @@ pub fn check<D: Device>(make: &dyn Fn(u64) -> Arc<D>) {
     a_dropped_writer_gives_its_frame_back(make);
     bytes_stay_while_any_reader_lives(make);
     a_reused_frame_has_a_new_generation(make);
+    what_was_called_stale_is_wiped_when_it_is_free(make);
+    a_frame_that_is_being_wiped_is_nobody_s(make);
     copies_are_exact_and_need_equal_lengths(make);
     handles_outlive_the_arena(make);
     random_operations_agree_with_the_host(make);
@@ -146,6 +148,57 @@ fn a_reused_frame_has_a_new_generation<D: Device>(make: &dyn Fn(u64) -> Arc<D>) 
     let second = arena.take(ClassId(0), 64).expect("it is free again").seal();
     assert_eq!(second.frame_id(), place);
     assert_ne!(second.generation(), generation, "a reused frame has a new generation");
+}
+
+fn what_was_called_stale_is_wiped_when_it_is_free<D: Device>(make: &dyn Fn(u64) -> Arc<D>) {
+    let bench = Bench::new(make);
+    let (arena, class) = (&bench.arena, ClassId(1));
+    let filled = |byte: u8| bench.filled(class, &[byte; 5000]).expect("a fresh arena has room");
+    let (kept, going) = (filled(0x11).seal(), filled(0x22));
+    let lent = kept.clone();
+    drop(filled(0x33).seal());
+    assert!(arena.stale_bytes() == 0 && arena.take_stale().is_none(), "nothing was called stale");
+    arena.call_stale();
+    assert_eq!(arena.stale_bytes(), 5000, "one frame is free");
+    drop(kept);
+    assert_eq!(arena.stale_bytes(), 5000, "somebody reads the other");
+    drop(lent);
+    assert_eq!(arena.stale_bytes(), 10_000);
+    drop(going.seal());
+    assert_eq!(arena.stale_bytes(), 15_000, "what is written when all is called stale is so too");
+    drop(bench.filled(ClassId(2), &[0x44; 60_000]).expect("it is free").seal());
+    assert_eq!(arena.stale_bytes(), 15_000, "what is written afterwards is not");
+    for left in (0..3).rev() {
+        let mut frame = arena.take_stale().expect("it is to be wiped");
+        bench.device.write(&vec![0; frame.len()], &mut frame).expect("the lengths are equal");
+        frame.wiped();
+        assert_eq!(arena.stale_bytes(), left * 5000);
+    }
+    assert!(bench.all_free() && arena.take_stale().is_none());
+    let wiped: Vec<_> = (0..3).filter_map(|_| arena.take(class, 5000)).map(WriteFrame::seal).collect();
+    assert!(wiped.iter().all(|frame| bench.read(frame) == [0; 5000]), "what was wiped is zeros");
+}
+
+fn a_frame_that_is_being_wiped_is_nobody_s<D: Device>(make: &dyn Fn(u64) -> Arc<D>) {
+    let one = [SizeClass { frame_bytes: 64, frames: 1 }];
+    let device = make(SLAB_BYTES);
+    let arena = Arena::new(&*device, &one).expect("one frame fits");
+    let take = || arena.take(ClassId(0), 64);
+    drop(take().expect("it is free").seal());
+    arena.call_stale();
+    let frame = arena.take_stale().expect("it is to be wiped");
+    assert!(take().is_none(), "it is being wiped");
+    // Whoever could not wipe it gives it back as it was.
+    drop(frame);
+    assert_eq!((arena.stale_bytes(), arena.used_bytes(), arena.free_frames(ClassId(0))), (64, 0, 1));
+    let frame = take().expect("it may be written over instead");
+    assert_eq!((arena.stale_bytes(), arena.used_bytes()), (0, 64));
+    drop(frame);
+    assert_eq!(arena.stale_bytes(), 64, "nothing was written over it");
+    let mut frame = take().expect("it is free");
+    device.write(&[1; 64], &mut frame).expect("the lengths are equal");
+    drop(frame.seal());
+    assert_eq!(arena.stale_bytes(), 0, "it was written over");
 }
 
 fn copies_are_exact_and_need_equal_lengths<D: Device>(make: &dyn Fn(u64) -> Arc<D>) {

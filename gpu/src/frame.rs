@@ -4,7 +4,7 @@
     reason = "turns a frame's place in host memory into a slice; the handles' counts keep it sound"
 )]
 
-use crate::arena::{ClassId, Shared};
+use crate::arena::{ClassId, Left, Shared};
 use crate::slab::Slab;
 use crate::space::Space;
 use std::fmt;
@@ -36,13 +36,36 @@ struct Place<S: Space> {
     /// From the first byte of the arena's memory on.
     at: usize,
     len: usize,
+    /// What it was taken for, and when.
+    taken: Taken,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Taken {
+    /// To hold a block, in this round.
+    In(u32),
+    /// To be wiped.
+    Stale,
 }
 
 impl<S: Space> Place<S> {
     fn give_back(self) {
         // SAFETY: called by the last handle before the frame is given back: nobody else reads or writes it.
         unsafe { self.arena.space().forget(self.at, self.len) };
-        self.arena.give_back(self.frame);
+        let left = if self.taken == Taken::Stale { Left::Stale } else { Left::Used };
+        self.arena.give_back(self.frame, left);
+    }
+
+    /// Hears that its bytes are written: what was in it before is gone, also where they do not reach.
+    fn is_written(&self) {
+        let state = self.arena.state(self.frame);
+        let (filled, len) = (state.filled.load(Ordering::Relaxed) as usize, self.len);
+        // SAFETY: whoever seals has the only handle on the frame, of which so many bytes were taken before.
+        let is_rest_gone = filled <= len || unsafe { self.arena.space().wipe(self.at + len, filled - len) };
+        if let (Taken::In(round), true) = (self.taken, is_rest_gone) {
+            state.filled.store(len as u64, Ordering::Relaxed);
+            state.since.store(round, Ordering::Relaxed);
+        }
     }
 }
 
@@ -60,9 +83,24 @@ pub struct WriteFrame<S: Space = Slab> {
 }
 
 impl<S: Space> WriteFrame<S> {
-    pub(crate) fn new(arena: Arc<Shared<S>>, frame: FrameId, len: usize) -> Self {
+    pub(crate) fn new(arena: Arc<Shared<S>>, frame: FrameId, len: usize, round: u32) -> Self {
         let at = arena.offset(frame);
-        WriteFrame { place: Some(Place { arena, frame, at, len }) }
+        WriteFrame { place: Some(Place { arena, frame, at, len, taken: Taken::In(round) }) }
+    }
+
+    /// Makes the handle of who wipes the frame.
+    pub(crate) fn stale(arena: Arc<Shared<S>>, frame: FrameId, len: usize) -> Self {
+        let at = arena.offset(frame);
+        WriteFrame { place: Some(Place { arena, frame, at, len, taken: Taken::Stale }) }
+    }
+
+    /// Gives back a frame that was taken to be wiped ([`crate::Arena::take_stale`]): all its bytes are 0 now.
+    pub fn wiped(mut self) {
+        let place = self.place.take_if(|place| place.taken == Taken::Stale);
+        debug_assert!(place.is_some(), "what was taken for a block is not wiped");
+        if let Some(place) = place {
+            place.arena.give_back(place.frame, Left::Wiped);
+        }
     }
 
     fn place(&self) -> &Place<S> {
@@ -105,9 +143,10 @@ impl<S: Space> WriteFrame<S> {
         self.place().arena.state(self.frame_id()).generation.load(Ordering::Relaxed)
     }
 
-    /// Ends the writing: from now on the bytes do not change.
+    /// Ends the writing: from now on the bytes do not change. What is left behind them in the host's memory of a longer block is overwritten.
     pub fn seal(mut self) -> ReadFrame<S> {
         let place = self.place.take().expect("only seal and drop take the place");
+        place.is_written();
         place.arena.state(place.frame).readers.store(1, Ordering::Relaxed);
         ReadFrame { place: Some(place) }
     }
@@ -182,6 +221,12 @@ impl<S: Space> ReadFrame<S> {
         self.place().arena.state(self.frame_id()).generation.load(Ordering::Relaxed)
     }
 
+    /// Calls stale what it holds: it is to be wiped when it is free ([`crate::Arena::call_stale`]).
+    pub fn call_stale(&self) {
+        let place = self.place();
+        place.arena.call_stale(place.frame);
+    }
+
     /// Returns how many handles there are on the frame, this one included.
     pub fn readers(&self) -> u32 {
         self.place().arena.state(self.frame_id()).readers.load(Ordering::Relaxed)
@@ -204,10 +249,11 @@ impl ReadFrame {
 
 impl<S: Space> Clone for ReadFrame<S> {
     fn clone(&self) -> Self {
-        let Place { arena, frame, at, len } = self.place();
+        let Place { arena, frame, at, len, taken } = self.place();
         // As in Arc: a new handle is made from one that lives, so the count cannot reach 0 meanwhile.
         arena.state(*frame).readers.fetch_add(1, Ordering::Relaxed);
-        ReadFrame { place: Some(Place { arena: arena.clone(), frame: *frame, at: *at, len: *len }) }
+        let (frame, at, len, taken) = (*frame, *at, *len, *taken);
+        ReadFrame { place: Some(Place { arena: arena.clone(), frame, at, len, taken }) }
     }
 }
 

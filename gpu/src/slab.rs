@@ -159,6 +159,13 @@ impl Memory for Slab {
             unsafe { self.address(at).as_ptr().write_bytes(POISON, len) };
         }
     }
+
+    unsafe fn wipe(&self, at: usize, len: usize) -> bool {
+        assert!(at.checked_add(len).is_some_and(|end| end <= self.bytes), "frames are cut inside the slab");
+        // SAFETY: the bytes are within the mapping, and the caller vouches that nobody else uses them.
+        unsafe { self.address(at).as_ptr().write_bytes(0, len) };
+        true
+    }
 }
 
 /// Maps memory and has it populated: on reserved huge pages if they are to be had, else on ordinary ones.

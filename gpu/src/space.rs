@@ -20,5 +20,11 @@ pub(crate) mod sealed {
         /// # Safety
         /// They lie within the memory, and nobody reads or writes them until they are given out again.
         unsafe fn forget(&self, at: usize, len: usize);
+
+        /// Overwrites `len` bytes from byte `at` on with zeros, where it can do so by itself; says whether it did.
+        ///
+        /// # Safety
+        /// As for `forget`.
+        unsafe fn wipe(&self, at: usize, len: usize) -> bool;
     }
 }

@@ -118,7 +118,7 @@ fn every_arrangement_becomes_blocks_of_every_order() {
 /// Shapes that are not even, long and short blocks, wide rows, memory that begins anywhere.
 fn shapes() -> Vec<Case> {
     // Heads, numbers of one, tokens of a page and of a block, and where memory begins.
-    let all: [(u32, u32, u32, u32, [u64; 2]); 11] = [
+    let all: [(u32, u32, u32, u32, [u64; 2]); 14] = [
         (1, 1, 1, 1, [0, 0]),
         (2, 63, 3, 3, [0, 1]),
         (3, 65, 1, 17, [4, 0]),
@@ -130,6 +130,10 @@ fn shapes() -> Vec<Case> {
         (2, 300, 3, 15, [8, 3]),
         (1, 576, 4, 24, [0, 0]),
         (1, 2100, 1, 2, [0, 0]),
+        // Whole tiles of int4, blocks beginning anywhere in a word, and pages in the middle of a chunk.
+        (2, 256, 32, 64, [0, 1]),
+        (1, 128, 32, 32, [0, 2]),
+        (1, 128, 8, 32, [8, 3]),
     ];
     let mut cases = Vec::new();
     for (heads, head_dim, page_tokens, tokens, off) in all {

@@ -8,7 +8,7 @@ use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::StatusCode;
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post};
+use axum::routing::{MethodRouter, delete, get, post};
 use axum::{Json, Router};
 use kvhive_protocol::pairs::PairsReport;
 use kvhive_runtime::http::{Access, Problem};
@@ -38,16 +38,30 @@ struct Wanted {
 /// Returns the routes below `/v1/links`, `/v1/snapshot` and `/v1/snapshots`.
 pub(crate) fn routes(access: Access, jobs: Option<Arc<Jobs>>, links: Arc<Links>) -> Router {
     let admin = Arc::new(Admin { jobs, links });
-    Router::new()
-        .route("/v1/links", get(links_of))
-        .route("/v1/snapshot", get(last))
-        .route("/v1/snapshot/persist", post(persist))
-        .route("/v1/snapshot/load", post(load))
-        .route("/v1/snapshots", get(list))
-        .route("/v1/snapshots/{name}", delete(remove))
+    all()
+        .into_iter()
+        .fold(Router::new(), |router, (_, path, handler)| router.route(path, handler))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .layer(from_fn_with_state(Arc::new(access), Access::check))
         .with_state(admin)
+}
+
+/// Each route: its method, its path, and who answers.
+fn all() -> [(&'static str, &'static str, MethodRouter<Arc<Admin>>); 6] {
+    [
+        ("GET", "/v1/links", get(links_of)),
+        ("GET", "/v1/snapshot", get(last)),
+        ("POST", "/v1/snapshot/persist", post(persist)),
+        ("POST", "/v1/snapshot/load", post(load)),
+        ("GET", "/v1/snapshots", get(list)),
+        ("DELETE", "/v1/snapshots/{name}", delete(remove)),
+    ]
+}
+
+/// Returns method and path of each route.
+#[cfg(test)]
+pub(crate) fn paths() -> Vec<(&'static str, &'static str)> {
+    all().into_iter().map(|(method, path, _)| (method, path)).collect()
 }
 
 /// How a node's devices reach others.

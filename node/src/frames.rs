@@ -80,6 +80,14 @@ impl Frame {
         }
     }
 
+    /// Has it be wiped when it is free: what it holds is nobody's.
+    pub(crate) fn call_stale(&self) {
+        match self {
+            Frame::Host(frame) => frame.call_stale(),
+            Frame::Gpu(one) => one.frame.call_stale(),
+        }
+    }
+
     pub(crate) fn len(&self) -> usize {
         match self {
             Frame::Host(frame) => frame.len(),

@@ -105,7 +105,8 @@ impl NodeHandle {
     }
 
     /// Writes what the node holds, on disk too, to a snapshot: the folder `path`, which stands or is replaced as a whole. What an interrupted
-    /// run has written and is held still is gone on with. Blocks the thread; the node serves meanwhile.
+    /// run has written and is held still is gone on with. Blocks the thread; the node serves meanwhile. Its blocks are as they are, so that any
+    /// node takes it in: what an ended tenant leaves in it is the caller's to delete.
     ///
     /// # Errors
     /// When the node does not serve, a file cannot be written, something else than a snapshot is at `path`, or another works on
@@ -115,7 +116,8 @@ impl NodeHandle {
         path: &Path,
         mut progress: impl FnMut(PersistProgress) + Send,
     ) -> Result<Saved, PersistError> {
-        self.wait_for(persist::save(&self.holdings, path, None, Extent::All, &mut progress))
+        let plain = Holdings { keys: None, ..self.holdings.clone() };
+        self.wait_for(persist::save(&plain, path, None, Extent::All, &mut progress))
     }
 
     /// Takes in the snapshot at `path`, or what of it is of the layout `only`, as far as there are free frames: nothing leaves for it,

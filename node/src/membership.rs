@@ -252,7 +252,8 @@ impl Membership {
 /// Destroys the disk's keys of eras that have ended, however long the disk takes: an erasure that was not done is not confirmed.
 async fn destroy_ended(keys: &Arc<Keyring>, epoch: Epoch) {
     let mut pauses = DESTROY_PAUSE;
-    loop {
+    // Where none has ended nobody waits for the disk, which may hang while it makes the key of an era that stands.
+    while keys.has_ended_keys() {
         let (at_work, turn) = (keys.clone(), keys.turn().await);
         let destroying = move || {
             let _turn = turn;

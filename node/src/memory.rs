@@ -6,8 +6,15 @@ use crate::frames::Fresh;
 use crate::links::OwnGpu;
 use kvhive_cache::{Tier, TierCapacity};
 use kvhive_gpu::cuda::{Cuda, CudaDevice, CudaError, GpuSlab, Nvml, Patience, Trouble};
-use kvhive_gpu::{Arena, ArenaError, ClassId, Device, DeviceError, DeviceKind, HostDevice, SizeClass, Space};
-use std::sync::Arc;
+use kvhive_gpu::{
+    Arena, ArenaError, ClassId, Device, DeviceError, DeviceKind, HostDevice, SizeClass, Space, WriteFrame,
+};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
+use tokio::runtime::Handle;
+
+/// As much is wiped at a time: a node that ends waits for no more, and requests have the memory to themselves between two times.
+const WIPE_BYTES: usize = 256 << 20;
 
 /// Arenas of one device. Cheap to clone.
 #[derive(Clone)]
@@ -15,6 +22,8 @@ pub(crate) struct Memory {
     device: DeviceTier,
     host: Arena,
     pinned_bytes: u64,
+    /// Somebody wipes it.
+    is_wiped: Arc<Mutex<()>>,
 }
 
 /// What the frames of the device tier are cut from.
@@ -41,7 +50,7 @@ impl Memory {
         let host = of_host(config.host_bytes)?;
         let Some(gpu) = gpu else {
             let device = DeviceTier::Host(of_host(config.device_bytes)?);
-            return Ok((Memory { device, host, pinned_bytes: 0 }, lacks));
+            return Ok((Memory { device, host, pinned_bytes: 0, is_wiped: Arc::default() }, lacks));
         };
         let device =
             CudaDevice::with_patience(gpu, u64::MAX, patience).map_err(|error| failed(error.into()))?;
@@ -49,7 +58,8 @@ impl Memory {
         let device = Arc::new(device);
         watch(at, &device);
         tracing::info!(device = at, gpu = %device.info().name, bytes = of_gpu.total_bytes(), "the device tier is a GPU's memory");
-        Ok((Memory { device: DeviceTier::Gpu(device, of_gpu), host, pinned_bytes: 0 }, None))
+        let device = DeviceTier::Gpu(device, of_gpu);
+        Ok((Memory { device, host, pinned_bytes: 0, is_wiped: Arc::default() }, None))
     }
 
     /// Has the host's memory of device number `at` stay where it is: of a GPU by its driver, else, if `locks`, by as much as this process may.
@@ -131,6 +141,61 @@ impl Memory {
         }
     }
 
+    /// Calls stale what its frames hold: it is wiped when they are free.
+    pub(crate) fn call_stale(&self) {
+        self.host_arenas().iter().for_each(Arena::call_stale);
+        if let DeviceTier::Gpu(_, arena) = &self.device {
+            arena.call_stale();
+        }
+    }
+
+    /// Returns the bytes of free frames that hold what is stale. What a GPU that is lost holds nobody reads, and nobody wipes.
+    pub(crate) fn stale_bytes(&self) -> u64 {
+        let of_gpu = match &self.device {
+            DeviceTier::Gpu(device, arena) if device.loss().is_none() => arena.stale_bytes(),
+            _ => 0,
+        };
+        of_gpu + self.host_arenas().iter().map(Arena::stale_bytes).sum::<u64>()
+    }
+
+    /// Has free frames that hold what is stale be overwritten, where that may take time, unless that is under way.
+    pub(crate) fn wipe(&self, blocking: &Handle) {
+        if self.stale_bytes() == 0 || self.is_wiped.try_lock().is_err() {
+            return;
+        }
+        let memory = self.clone();
+        blocking.spawn_blocking(move || {
+            if let Ok(_alone) = memory.is_wiped.try_lock() {
+                memory.wipe_now();
+            }
+        });
+    }
+
+    /// Wipes as much as is wiped at a time.
+    fn wipe_now(&self) {
+        let mut left = WIPE_BYTES;
+        for arena in self.host_arenas() {
+            while left > 0
+                && let Some(mut frame) = arena.take_stale()
+            {
+                left = left.saturating_sub(frame.len());
+                frame.bytes_mut().fill(0);
+                frame.wiped();
+            }
+        }
+        let DeviceTier::Gpu(device, arena) = &self.device else { return };
+        while left > 0
+            && device.loss().is_none()
+            && let Some(frame) = arena.take_stale()
+        {
+            left = left.saturating_sub(frame.len());
+            // What a GPU does not take now is tried again.
+            if !wipe_on(device, frame) {
+                return;
+            }
+        }
+    }
+
     /// Returns its arenas in the host's memory.
     pub(crate) fn host_arenas(&self) -> Vec<Arena> {
         match &self.device {
@@ -170,6 +235,16 @@ impl Memory {
     pub(crate) fn kind(&self) -> &'static str {
         if self.is_gpu() { DeviceKind::Cuda.as_str() } else { DeviceKind::Host.as_str() }
     }
+}
+
+/// Writes zeros to a frame of a GPU's; says whether they are there.
+fn wipe_on(device: &CudaDevice, frame: WriteFrame<GpuSlab>) -> bool {
+    let (tell, told) = channel();
+    device.upload(vec![0; frame.len()], frame, move |ended| {
+        // Whoever waits may do so no longer.
+        let _ = tell.send(ended.map(WriteFrame::wiped).is_ok());
+    });
+    told.recv_timeout(device.patience().copy).unwrap_or(false)
 }
 
 /// Has what befalls a GPU be heard, where the driver tells it.

@@ -6,6 +6,7 @@ use crate::actors::uses::CodecUses;
 use crate::book::GuestBook;
 use crate::data::{DataPlane, VERBS};
 use crate::disk::{self, Keyring, Store};
+use crate::memory::Memory;
 use crate::redis::Door;
 use crate::stats::{self, StrategyFigures};
 
@@ -32,6 +33,8 @@ const DEVICE_LIMIT: Duration = Duration::from_millis(500);
 pub(crate) struct Sources {
     pub(crate) devices: Vec<Device>,
     pub(crate) stores: Vec<Option<Arc<Store>>>,
+    /// Of each device.
+    pub(crate) memories: Vec<Memory>,
     /// Keys of the disk tiers, if they are encrypted.
     pub(crate) keys: Option<Arc<Keyring>>,
     pub(crate) plane: Arc<DataPlane>,
@@ -126,6 +129,7 @@ fn record(sources: &Sources, devices: &[Option<(ShardStats, CodecUses)>]) {
         ("kvhive_node_epoch", epoch as f64),
         ("kvhive_node_memory_configured_bytes", (memory_configured + own_policies) as f64),
         ("kvhive_node_tenant_policies_bytes", own_policies as f64),
+        ("kvhive_node_unwiped_bytes", sources.memories.iter().map(Memory::stale_bytes).sum::<u64>() as f64),
         ("kvhive_node_open_connections", plane.open_connections() as f64),
         ("kvhive_node_inflight_bytes", plane.inflight_bytes() as f64),
         ("kvhive_node_waiting_requests", plane.waiting() as f64),

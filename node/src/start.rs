@@ -15,7 +15,7 @@ use crate::links::Links;
 use crate::membership::{Introduction, Membership};
 use crate::memory::Memory;
 use crate::metrics::{Sources, routes};
-use crate::persist::{Holdings, Jobs, Keeper};
+use crate::persist::{self, Holdings, Jobs, Keeper};
 use crate::redis::Door;
 use crate::settle::Settler;
 use crate::share::{self, ShareMemory};
@@ -33,6 +33,7 @@ use kvhive_wire::{Identity, Listening, Tls};
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -190,6 +191,7 @@ pub(crate) fn start_within(
     let redis_address = redis.as_ref().map(|(_, address)| *address);
     let sources = Sources {
         devices: devices.clone(),
+        memories: memories.clone(),
         stores: stores.clone(),
         keys: keys.clone(),
         plane: plane.clone(),
@@ -201,7 +203,7 @@ pub(crate) fn start_within(
         introduction: introduce(&config, &memories, &stores, data_address, metrics_address),
         devices: devices.clone(),
         replicator,
-        keys,
+        keys: keys.clone(),
         view: view.clone(),
         emptied: emptied_seen,
         known_emptied: Arc::default(),
@@ -211,6 +213,7 @@ pub(crate) fn start_within(
     let holdings = Holdings {
         devices: devices.clone(),
         stores: stores.iter().flatten().cloned().collect(),
+        keys: keys.clone(),
         frames: memories.iter().map(memory_frames).collect(),
         frame_bytes,
         view: view.clone(),
@@ -323,16 +326,30 @@ fn keep_snapshot(
     Some(jobs)
 }
 
-/// Reads the keys of the disk tiers. A node that has none any more, or writes blocks as they are, still destroys those that it had.
+/// Reads the keys of the disk tiers and the snapshots. They are in the disk tiers' folder, or beside the snapshots of a node that has none. A node
+/// that has neither any more, or writes blocks as they are, still destroys those that it had.
 fn open_keys(config: &NodeConfig, tuning: &DiskTuning) -> Result<Option<Arc<Keyring>>, NodeError> {
-    let Some(folder) = &config.disk_folder else { return Ok(None) };
     let failed = NodeError::Keys;
+    let of_snapshots = config.persist.as_ref().map(|persist| persist::keys_folder(&persist.folder));
     let has_disks = config.devices.iter().any(|device| device.disk_bytes > 0);
+    let destroy = |folder: &Option<PathBuf>| {
+        let destroy = |folder| disk::destroy_keys(folder, tuning.lock_limit).map_err(failed);
+        folder.as_deref().map_or(Ok(()), destroy)
+    };
     match &config.disk_keys {
-        DiskKeys::Off => disk::destroy_keys(folder, tuning.lock_limit).map_err(failed).map(|()| None),
+        DiskKeys::Off => {
+            destroy(&config.disk_folder)?;
+            destroy(&of_snapshots)?;
+            Ok(None)
+        }
         DiskKeys::On(master) => {
+            if config.disk_folder.is_some() {
+                // What they opened is opened by none of these.
+                destroy(&of_snapshots)?;
+            }
+            let Some(folder) = config.disk_folder.as_ref().or(of_snapshots.as_ref()) else { return Ok(None) };
             let places = KeyPlaces::of(folder, master.as_deref());
-            let wanted = has_disks || places.are_there();
+            let wanted = has_disks || of_snapshots.is_some() || places.are_there();
             wanted.then(|| Keyring::open(&places, tuning.lock_limit)).transpose().map_err(failed)
         }
     }

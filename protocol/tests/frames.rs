@@ -615,13 +615,17 @@ fn control_messages_come_back_as_they_went() {
 /// Where the fuzzer begins: `UPDATE=1` puts there what is not (docs/fuzzing.md).
 #[test]
 fn every_golden_frame_is_in_the_fuzzers_corpus() {
-    let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus/frame");
+    let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus");
     let requests = requests();
     let asked = requests.iter().map(|request| frame(Kind::DataRequest, request, 7));
     let answered = replies().into_iter().map(|reply| frame(Kind::DataReply, &reply, 7));
     let traced = frame(Kind::TracedRequest, &(context(), &requests[0]), 0);
-    for bytes in asked.chain(answered).chain([traced]) {
-        let file = corpus.join(format!("golden-{}", fold(&bytes)));
+    // What a stranger says first.
+    let hello = Hello::new(Role::Node, 3, Some(ClusterId(7)), [1; 32], Levels::default());
+    let greetings = [frame(Kind::Hello, &hello, 0), frame(Kind::Proof, &Proof { proof: [2; 32] }, 0)];
+    let frames = asked.chain(answered).chain([traced]).map(|frame| ("frame", frame));
+    for (target, bytes) in frames.chain(greetings.map(|frame| ("greeting", frame))) {
+        let file = corpus.join(target).join(format!("golden-{}", fold(&bytes)));
         if std::env::var_os("UPDATE").is_some() {
             std::fs::write(&file, &bytes).expect("writable");
         }

@@ -70,22 +70,24 @@ pub(crate) const NODE: &[Key] = &[
         "disk_encryption",
         Rule::Choice(&DISK_ENCRYPTION),
         Value("on"),
-        "Whether blocks of the disk tier are encrypted, each tenant's by a key of its own, which is destroyed when the tenant is deleted or \
-         cleared (docs/disk.md). `off` writes them as they are. A tier that was of the other kind begins anew."
+        "Whether blocks of the disk tier and of the snapshot are encrypted, each tenant's by a key of its own, which is destroyed when the \
+         tenant is deleted or cleared (docs/disk.md). `off` writes them as they are. A tier that was of the other kind begins anew."
     ),
     key!(
         "disk_key_file",
         Rule::Path,
-        Derived("`master-key` in the node's folder in `disk_dir`: whoever takes that disk has the key too"),
-        "File of the key that the tenants' keys are encrypted by, 64 hexadecimal digits; made where it is not there. A relative path \
-         starts at this file's folder."
+        Derived(
+            "`master-key` in the node's folder in `disk_dir`, or beside its snapshot: whoever takes that disk has the key too"
+        ),
+        "File of the key that the tenants' keys are encrypted by, 64 hexadecimal digits. Made where it is not there, in a folder that has \
+         something in it: an empty one may be the place of a mount that is late. A relative path starts at this file's folder."
     ),
     key!(
         "persist_dir",
         Rule::Path,
         Derived("none; then blocks in memory end with the process"),
         "Folder of its snapshot, a folder of the node's name in it: taken in when it begins to serve, written anew when it ends in \
-         order. A relative path starts at this file's folder."
+         order. Without a `disk_dir` its keys are beside it, in one of that name and `.keys`. A relative path starts at this file's folder."
     ),
     key!(
         "persist_every",

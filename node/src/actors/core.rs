@@ -187,6 +187,8 @@ impl DeviceCore {
             disk: disk.map(DiskTier::new),
             lacks_its_gpu: false,
         };
+        // After a panic nobody knows whose blocks the frames had.
+        actor.memory.call_stale();
         // Nothing goes to disk before what is there is known.
         actor.shard.set_open(Tier::Disk, false);
         // The view is never older than a map that an actor before this one has confirmed.
@@ -204,7 +206,9 @@ impl DeviceCore {
         // An older map that was on its way when a newer one came would bring ended eras back.
         if self.epoch <= map.epoch {
             self.epoch = map.epoch;
-            self.shard.set_tenants(serving.eras());
+            let eras = serving.eras();
+            self.note_eras(&eras);
+            self.shard.set_tenants(eras);
             let device = DeviceId::new(serving.member, self.index);
             self.tenure.adopt(self.view.now(), map, device);
             self.displacing.adopt(map, device);
@@ -221,6 +225,7 @@ impl DeviceCore {
     /// Forgets everything, as after a panic: frames that somebody reads or writes come back by themselves.
     fn begin_anew(&mut self) {
         self.shard = Shard::new(self.shard.config().clone());
+        self.memory.call_stale();
         self.resident.iter_mut().for_each(|one| *one = None);
         (self.uses, self.returns, self.epoch) = (CodecUses::default(), Returns::default(), Epoch(0));
         self.tenant_uses = TenantUses::default();
@@ -256,6 +261,7 @@ impl DeviceCore {
                             resident.rest = rest;
                         }
                     }
+                    (_, Some(Rest::Frame(frame))) => frame.call_stale(),
                     (_, rest) => drop(rest),
                 },
                 Return::Brought(id, came) => self.shard.brought(id, came),
@@ -462,8 +468,7 @@ impl DeviceCore {
             DeviceMessage::Codecs { reply } => reply.send(self.uses),
             DeviceMessage::Tend => {
                 self.end_pins();
-                self.shard.tend(self.view.now(), &mut self.effects);
-                self.perform_effects();
+                self.tend_shard();
             }
             DeviceMessage::TellUses => self.shard.tell_some(),
             DeviceMessage::Traced { message, begun } => {

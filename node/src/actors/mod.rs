@@ -11,3 +11,4 @@ mod load;
 mod pins;
 pub(crate) mod shrink;
 pub(crate) mod uses;
+mod wipe;

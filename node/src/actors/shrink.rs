@@ -139,7 +139,8 @@ impl DeviceCore {
         };
         match self.shard.shrunk(ticket, Some(header.codec)) {
             CopyVerdict::Adopt(id) => self.keep(id, Rest::Frame(frame), header),
-            CopyVerdict::Discard => drop(frame),
+            // Its block may be of an era that has ended before it was taken.
+            CopyVerdict::Discard => frame.call_stale(),
         }
     }
 }

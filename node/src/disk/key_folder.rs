@@ -27,6 +27,8 @@ const SUM_AT: usize = TAG_AT + TAG_BYTES;
 const FILE_BYTES: usize = SUM_AT + blake3::OUT_LEN;
 /// How a data key's file is called.
 const PREFIX: &str = "tenant-";
+/// Says that the keys of a folder began under a master key that is named, and is elsewhere.
+const BEGUN: &str = "begun";
 /// What a file's name ends in until it is whole.
 const UNFINISHED: &str = ".new";
 /// The longest master key file: more is none.
@@ -60,24 +62,45 @@ pub(super) struct KeyFolder {
     /// The process ends before this step.
     #[cfg(test)]
     pub(super) ends_before: std::sync::Mutex<Option<Step>>,
+    /// The disk hangs before this step: says so, and goes on when it is told.
+    #[cfg(test)]
+    pub(super) hangs_before: std::sync::Mutex<Option<Hang>>,
 }
+
+/// A step, who hears that it is reached, and who says that it is done.
+#[cfg(test)]
+pub(super) type Hang = (Step, std::sync::mpsc::Sender<()>, std::sync::mpsc::Receiver<()>);
 
 impl KeyFolder {
     /// Reads the master key, makes one where there is none and nothing needs it, and reads all data keys. What is damaged, or was not
-    /// finished, is destroyed.
+    /// finished, is destroyed. A master key that is `named` is one that an operator has a place for.
     pub(super) fn open(
         folder: &Path,
         master_file: &Path,
+        is_named: bool,
     ) -> Result<(KeyFolder, Vec<(KeyName, DataKey)>), DiskError> {
         let failed = |source| DiskError::Io { path: folder.to_owned(), source };
         let files = key_files(folder).map_err(failed)?;
-        let is_first = !files.iter().any(|name| !name.ends_with(UNFINISHED));
-        let master = master_key(master_file, is_first)?;
+        let needs_it = if files.iter().any(|name| !name.ends_with(UNFINISHED)) {
+            Some("the node's data keys were encrypted by it".to_owned())
+        } else if is_named {
+            may_not_be_made(folder, master_file)
+        } else {
+            None
+        };
+        let master = master_key(master_file, needs_it)?;
+        if is_named && !folder.join(BEGUN).exists() {
+            let begun = folder.join(BEGUN);
+            let written = File::create(&begun).and_then(|file| file.sync_all());
+            written.and_then(|()| sync_folder(folder)).map_err(failed)?;
+        }
         let keys = KeyFolder {
             folder: folder.to_owned(),
             master,
             #[cfg(test)]
             ends_before: std::sync::Mutex::default(),
+            #[cfg(test)]
+            hangs_before: std::sync::Mutex::default(),
         };
         let mut found = Vec::with_capacity(files.len());
         let mut bad = Vec::new();
@@ -120,6 +143,11 @@ impl KeyFolder {
 
     #[cfg(test)]
     fn before(&self, step: Step) -> io::Result<()> {
+        let hang = self.hangs_before.lock().expect("nobody panics here").take_if(|(at, ..)| *at == step);
+        if let Some((_, reached, goes_on)) = hang {
+            reached.send(()).expect("the test waits");
+            goes_on.recv().expect("the test says so");
+        }
         let ends = *self.ends_before.lock().expect("nobody panics here") == Some(step);
         if ends { Err(io::Error::other(format!("it ends before {step:?}"))) } else { Ok(()) }
     }
@@ -268,19 +296,42 @@ pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-/// Reads the master key: 64 hexadecimal digits. Where there is none, and nothing was encrypted by one, makes it.
-fn master_key(path: &Path, may_be_made: bool) -> Result<DataKey, DiskError> {
+/// Says why a master key that is named and not there is not made. Where it is to be may be a mount that is late: a second key would be made
+/// below it, and nothing that is encrypted by that be read when the first is there again.
+fn may_not_be_made(folder: &Path, master_file: &Path) -> Option<String> {
+    if folder.join(BEGUN).exists() {
+        return Some(format!("it was when the keys in {} began", folder.display()));
+    }
+    let place = folder_of(master_file);
+    let is_empty = fs::read_dir(place).map_or(true, |mut entries| entries.next().is_none());
+    is_empty.then(|| {
+        format!(
+            "{} is empty or not there, as the place of a mount is before that is there; for a new key put one there \
+             (`openssl rand -hex 32`, its owner's alone)",
+            place.display()
+        )
+    })
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Reads the master key: 64 hexadecimal digits. Makes it where there is none, unless something says why not.
+fn master_key(path: &Path, why_not: Option<String>) -> Result<DataKey, DiskError> {
     let failed = |source| DiskError::Io { path: path.to_owned(), source };
     let wrong = |why: &str| DiskError::MasterKey { path: path.to_owned(), why: why.to_owned() };
     let file = match File::open(path) {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound && may_be_made => match make_master_key(path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => File::open(path).map_err(failed)?,
-            made => return made.map_err(failed),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => match why_not {
+            Some(why) => return Err(wrong(&format!("it is not there, and {why}"))),
+            None => match make_master_key(path) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    File::open(path).map_err(failed)?
+                }
+                made => return made.map_err(failed),
+            },
         },
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(wrong("it is not there, and the node's data keys were encrypted by it"));
-        }
         Err(error) => return Err(failed(error)),
     };
     if file.metadata().map_err(failed)?.mode() & 0o007 != 0 {
@@ -312,7 +363,7 @@ fn make_master_key(path: &Path) -> io::Result<DataKey> {
         text.extend([digit(byte >> 4), digit(byte & 15)]);
     }
     text.push('\n');
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = folder_of(path);
     fs::create_dir_all(folder)?;
     let mut unfinished = path.as_os_str().to_owned();
     unfinished.push(format!(".{:016x}{UNFINISHED}", u64::from_le_bytes(field_of(&salt()?, 0))));

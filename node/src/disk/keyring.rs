@@ -6,7 +6,8 @@ use super::folder;
 use super::key_folder::{self, KeyFolder, KeyName};
 use super::record::tenant_mark;
 use super::seal::DataKey;
-use kvhive_protocol::{ClusterId, ClusterMap, Epoch};
+use kvhive_protocol::map::Tenant;
+use kvhive_protocol::{ClusterId, ClusterMap, Epoch, TenantId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
@@ -26,13 +27,16 @@ const MASTER: &str = "master-key";
 pub(crate) struct KeyPlaces {
     folder: PathBuf,
     master: PathBuf,
+    /// The master key is where an operator wants it.
+    is_named: bool,
 }
 
 impl KeyPlaces {
     /// Those of a node whose disk tiers are in this folder; its master key is there too where no other file is named.
     pub(crate) fn of(folder: &Path, master: Option<&Path>) -> KeyPlaces {
+        let is_named = master.is_some();
         let master = master.map_or_else(|| folder.join(MASTER), Path::to_owned);
-        KeyPlaces { folder: folder.join(FOLDER), master }
+        KeyPlaces { folder: folder.join(FOLDER), master, is_named }
     }
 
     /// Says whether there are keys from before.
@@ -51,6 +55,11 @@ pub(crate) fn destroy_keys(folder: &Path, lock_limit: Duration) -> Result<(), Di
     key_folder::destroy_all(&keys).map_err(|source| DiskError::Io { path: keys, source })
 }
 
+/// Says whose key blocks of a tenant are written under, as it is in a map.
+pub(crate) fn key_name(tenant: TenantId, it: &Tenant) -> KeyName {
+    KeyName { tenant, era: it.era, mark: tenant_mark(&it.secret) }
+}
+
 /// Which keys there are.
 #[derive(Default)]
 struct Known {
@@ -61,6 +70,15 @@ struct Known {
     keys: BTreeMap<KeyName, Arc<DataKey>>,
     /// Those whose files are to be destroyed: taken off when they have been.
     ended: BTreeSet<KeyName>,
+    /// The one whose file is being made.
+    making: Option<KeyName>,
+}
+
+impl Known {
+    /// Says whether there are files to be destroyed, or will be: of one that is being made its era may have ended.
+    fn has_ended_keys(&self) -> bool {
+        !self.ended.is_empty() || self.making.is_some_and(|name| !self.allowed.contains(&name))
+    }
 }
 
 /// A node's keys.
@@ -84,7 +102,7 @@ impl Keyring {
         // Before the lock, which would make it for everybody to look into.
         key_folder::make_folder(&places.folder)?;
         let lock = folder::lock(&places.folder, lock_limit)?;
-        let (files, found) = KeyFolder::open(&places.folder, &places.master)?;
+        let (files, found) = KeyFolder::open(&places.folder, &places.master, places.is_named)?;
         info!(folder = %places.folder.display(), keys = found.len(), "the disk tier is encrypted");
         let keys = found.into_iter().map(|(name, key)| (name, Arc::new(key))).collect();
         Ok(Arc::new(Keyring {
@@ -135,31 +153,32 @@ impl Keyring {
     ///
     /// # Errors
     /// [`io::ErrorKind::NotFound`] when there is to be none any more; what the disk says when it does not take it.
-    pub(super) fn make(&self, name: KeyName) -> io::Result<Arc<DataKey>> {
+    pub(crate) fn make(&self, name: KeyName) -> io::Result<Arc<DataKey>> {
         let _working = self.working();
         let may_be = |known: &Known| known.allowed.contains(&name);
-        let known = self.known();
+        let mut known = self.known();
         if let Some(key) = known.keys.get(&name) {
             return Ok(key.clone());
         }
         if !may_be(&known) {
             return Err(io::ErrorKind::NotFound.into());
         }
-        let was_ended = known.ended.contains(&name);
-        drop(known);
         self.check_folder()?;
-        if was_ended {
-            // What ended and is here again begins with another key: its old file is not to be taken for the new one's.
-            self.files.destroy(&[name])?;
-            self.known().ended.remove(&name);
-        }
-        let key = Arc::new(DataKey::random()?);
-        if let Err(error) = self.files.create(&name, &key) {
-            // Its file may be there all the same.
-            self.known().ended.insert(name);
-            return Err(error);
-        }
+        let was_ended = known.ended.contains(&name);
+        known.making = Some(name);
+        drop(known);
+        let made = self.make_file(&name, was_ended);
         let mut known = self.known();
+        known.making = None;
+        let key = match made {
+            Ok(key) => Arc::new(key),
+            Err(error) => {
+                // Its file may be there all the same.
+                known.ended.insert(name);
+                return Err(error);
+            }
+        };
+        known.ended.remove(&name);
         if !may_be(&known) {
             // It ended meanwhile: whoever destroys waits for this to be done.
             known.ended.insert(name);
@@ -169,14 +188,20 @@ impl Keyring {
         Ok(key)
     }
 
+    fn make_file(&self, name: &KeyName, was_ended: bool) -> io::Result<DataKey> {
+        if was_ended {
+            // What ended and is here again begins with another key: its old file is not to be taken for the new one's.
+            self.files.destroy(&[*name])?;
+        }
+        let key = DataKey::random()?;
+        self.files.create(name, &key)?;
+        Ok(key)
+    }
+
     /// Goes by a map, unless by a later one already: from now on no key is found whose era is not in it.
     pub(crate) fn permit(&self, map: &ClusterMap) {
-        let name = |(tenant, it): (&_, &kvhive_protocol::map::Tenant)| KeyName {
-            tenant: *tenant,
-            era: it.era,
-            mark: tenant_mark(&it.secret),
-        };
-        self.go_by((map.cluster, map.epoch), map.tenants.iter().map(name).collect());
+        let names = map.tenants.iter().map(|(tenant, it)| key_name(*tenant, it));
+        self.go_by((map.cluster, map.epoch), names.collect());
     }
 
     /// As [`Keyring::permit`], by what there may be in this cluster at this epoch.
@@ -196,10 +221,9 @@ impl Keyring {
         });
     }
 
-    /// Says whether keys of eras that have ended are still there.
-    #[cfg(test)]
+    /// Says whether keys of eras that have ended are still there, or may be yet. Waits for no disk.
     pub(crate) fn has_ended_keys(&self) -> bool {
-        !self.known().ended.is_empty()
+        self.known().has_ended_keys()
     }
 
     /// Destroys the keys of eras that have ended, also one that is being made just now. Waits for the disk; when this returns, what was
@@ -208,6 +232,9 @@ impl Keyring {
     /// # Errors
     /// When the disk does not do it: then they are still to be destroyed.
     pub(crate) fn destroy_ended(&self) -> io::Result<()> {
+        if !self.has_ended_keys() {
+            return Ok(());
+        }
         let _working = self.working();
         let names: Vec<KeyName> = self.known().ended.iter().copied().collect();
         if names.is_empty() {

@@ -219,6 +219,34 @@ fn a_key_whose_file_may_have_been_made_is_destroyed_with_its_era_or_before_anoth
     }
 }
 
+#[test]
+fn a_key_that_is_made_while_its_era_ends_is_destroyed_before_that_is_done() {
+    for step in [Step::Write, Step::SyncWritten, Step::Rename, Step::SyncRenamed] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let ring = open(folder.path()).expect("a folder");
+        go_by(&ring, 1, &[name(1, 1), name(2, 1)]);
+        let (tell, reached) = std::sync::mpsc::channel();
+        let (go_on, goes_on) = std::sync::mpsc::channel();
+        *ring.files.hangs_before.lock().expect("whole") = Some((step, tell, goes_on));
+        std::thread::scope(|threads| {
+            let maker = threads.spawn(|| ring.make(name(1, 1)).map(|_| ()).map_err(|error| error.kind()));
+            reached.recv().expect("it is being made");
+            // The disk hangs. A map that ends nothing that was written waits for nothing.
+            go_by(&ring, 2, &[name(1, 1)]);
+            assert!(!ring.has_ended_keys());
+            ring.destroy_ended().expect("nothing to do");
+            // One that ends the era itself does.
+            go_by(&ring, 3, &[]);
+            assert!(ring.has_ended_keys() && ring.find(&name(1, 1)).is_none());
+            let ends = threads.spawn(|| ring.destroy_ended());
+            go_on.send(()).expect("it waits");
+            assert_eq!(maker.join().expect("no panic"), Err(io::ErrorKind::NotFound), "{step:?}");
+            ends.join().expect("no panic").expect("a disk");
+        });
+        assert!(!ring.has_ended_keys() && files(folder.path()).is_empty(), "{step:?}");
+    }
+}
+
 #[tokio::test]
 async fn one_at_a_time_has_the_turn_to_change_files() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -290,10 +318,34 @@ fn a_key_is_of_its_name_alone_also_when_the_checksum_is_made_to_hold() {
 #[test]
 fn a_master_key_is_made_only_where_nothing_needs_the_old_one() {
     let folder = tempfile::tempdir().expect("a folder");
-    let master = folder.path().join("elsewhere").join("key");
+    let elsewhere = folder.path().join("elsewhere");
+    let master = elsewhere.join("key");
     let places = KeyPlaces::of(folder.path(), Some(&master));
     let open = || Keyring::open(&places, Duration::ZERO);
-    let ring = open().expect("it is made");
+    // As before something is mounted there.
+    for is_there in [false, true] {
+        assert_eq!(elsewhere.exists(), is_there);
+        match open() {
+            Err(DiskError::MasterKey { why, .. }) => {
+                assert!(why.contains("as the place of a mount"), "{why}")
+            }
+            other => panic!("{:?}", other.map(|_| ())),
+        }
+        fs::create_dir_all(&elsewhere).expect("writable");
+    }
+    assert!(!master.exists());
+    fs::write(elsewhere.join("cluster.toml"), "").expect("writable");
+    drop(open().expect("it is made"));
+    fs::rename(&master, elsewhere.join("away")).expect("writable");
+    match open() {
+        Err(DiskError::MasterKey { why, .. }) => {
+            assert!(why.starts_with("it is not there, and it was"), "{why}")
+        }
+        other => panic!("{:?}", other.map(|_| ())),
+    }
+    assert!(!master.exists(), "no second one is made, though nothing is encrypted by the first yet");
+    fs::rename(elsewhere.join("away"), &master).expect("writable");
+    let ring = open().expect("it is there again");
     go_by(&ring, 1, &[name(1, 1)]);
     ring.make(name(1, 1)).expect("it may be");
     drop(ring);

@@ -29,13 +29,15 @@ pub(crate) use figures::Bad;
 pub(crate) use figures::record;
 pub(crate) use health::ProbeWaits;
 pub(crate) use keeper::Keeper;
-pub(crate) use keyring::{KeyPlaces, Keyring, destroy_keys};
+pub(crate) use key_folder::KeyName;
+pub(crate) use keyring::{KeyPlaces, Keyring, destroy_keys, key_name};
 pub use measure::DiskBench;
 pub(crate) use place::{Payload, Place, ReadError};
 pub(crate) use queue::Backend;
 pub use record::fuzz_record;
 pub(crate) use record::{TenantMark, record_bytes, tenant_mark};
 pub(crate) use scan::{Found, scan_bytes};
+pub(crate) use seal::{DataKey, OnceKey, Part, SALT_BYTES, TAG_BYTES, TagBytes, salt};
 pub(crate) use store::Store;
 
 use kvhive_gpu::ArenaError;

@@ -7,14 +7,14 @@ use std::io;
 use zeroize::Zeroizing;
 
 /// Bytes of a key.
-pub(super) const KEY_BYTES: usize = 32;
+pub(crate) const KEY_BYTES: usize = 32;
 /// Bytes that name a use of a key, drawn at random.
-pub(super) const SALT_BYTES: usize = 24;
+pub(crate) const SALT_BYTES: usize = 24;
 /// Bytes of a tag.
-pub(super) const TAG_BYTES: usize = 16;
+pub(crate) const TAG_BYTES: usize = 16;
 
-pub(super) type Salt = [u8; SALT_BYTES];
-pub(super) type TagBytes = [u8; TAG_BYTES];
+pub(crate) type Salt = [u8; SALT_BYTES];
+pub(crate) type TagBytes = [u8; TAG_BYTES];
 
 /// A key that others are made from: a tenant's on this node, or the node's own. Wiped when it goes, and never shown.
 #[derive(Clone)]
@@ -29,7 +29,7 @@ impl fmt::Debug for DataKey {
 /// What is sealed under one key of a single use: each at most once.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
-pub(super) enum Part {
+pub(crate) enum Part {
     /// The bytes of a block.
     Bytes = 0,
     /// What the page hides.
@@ -39,21 +39,21 @@ pub(super) enum Part {
 }
 
 /// A key for one salt.
-pub(super) struct OnceKey(LessSafeKey);
+pub(crate) struct OnceKey(LessSafeKey);
 
 impl DataKey {
-    pub(super) fn of(bytes: [u8; KEY_BYTES]) -> DataKey {
+    pub(crate) fn of(bytes: [u8; KEY_BYTES]) -> DataKey {
         DataKey(Zeroizing::new(bytes))
     }
 
     /// Draws one.
-    pub(super) fn random() -> io::Result<DataKey> {
+    pub(crate) fn random() -> io::Result<DataKey> {
         let mut key = Zeroizing::new([0; KEY_BYTES]);
         getrandom::fill(&mut key[..]).map_err(io::Error::other)?;
         Ok(DataKey(key))
     }
 
-    pub(super) fn bytes(&self) -> &[u8; KEY_BYTES] {
+    pub(crate) fn bytes(&self) -> &[u8; KEY_BYTES] {
         &self.0
     }
 
@@ -62,7 +62,7 @@ impl DataKey {
     /// Why no nonce ever comes twice under a key: a salt is drawn anew for each sealing and is long enough that among 2^64 of them two are
     /// the same with a chance of 2^-65; each has a key of its own, under which a [`Part`] is the nonce and is sealed once. So there is
     /// no counter, and none that a crash, a second device or a restored disk could set back.
-    pub(super) fn once(&self, salt: &Salt) -> OnceKey {
+    pub(crate) fn once(&self, salt: &Salt) -> OnceKey {
         let mut hasher = blake3::Hasher::new_keyed(&self.0);
         let key = Zeroizing::new(*hasher.update(salt).finalize().as_bytes());
         let key = UnboundKey::new(&AES_256_GCM, &key[..]).expect("it has the cipher's length");
@@ -71,7 +71,7 @@ impl DataKey {
 }
 
 /// Draws a salt.
-pub(super) fn salt() -> io::Result<Salt> {
+pub(crate) fn salt() -> io::Result<Salt> {
     let mut salt = [0; SALT_BYTES];
     getrandom::fill(&mut salt).map_err(io::Error::other)?;
     Ok(salt)
@@ -85,7 +85,7 @@ fn nonce(part: Part) -> Nonce {
 
 impl OnceKey {
     /// Encrypts these bytes where they are, bound to `with`.
-    pub(super) fn seal(&self, part: Part, with: &[u8], bytes: &mut [u8]) -> io::Result<TagBytes> {
+    pub(crate) fn seal(&self, part: Part, with: &[u8], bytes: &mut [u8]) -> io::Result<TagBytes> {
         // Refused are 64 GiB and more.
         let tag = self.0.seal_in_place_separate_tag(nonce(part), Aad::from(with), bytes);
         let tag = tag.map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
@@ -94,7 +94,7 @@ impl OnceKey {
 
     /// Decrypts these bytes where they are. False when they, or `with`, are not what was sealed: then they are no use.
     #[must_use]
-    pub(super) fn open(&self, part: Part, with: &[u8], bytes: &mut [u8], tag: &TagBytes) -> bool {
+    pub(crate) fn open(&self, part: Part, with: &[u8], bytes: &mut [u8], tag: &TagBytes) -> bool {
         self.0.open_in_place_separate_tag(nonce(part), Aad::from(with), Tag::from(*tag), bytes, 0..).is_ok()
     }
 }

@@ -15,8 +15,10 @@ use std::time::SystemTime;
 const MANIFEST: &str = "manifest.json";
 /// Name of what tells which run makes a snapshot, while it is made.
 pub(super) const RUN: &str = "run.json";
-/// The format that this build writes, and the only one that it reads.
-const VERSION: u32 = 2;
+/// The format of a snapshot whose blocks are as they are.
+const PLAIN: u32 = 2;
+/// Of one whose blocks are encrypted.
+const SEALED: u32 = 3;
 /// A longer manifest is none.
 const MAX_MANIFEST_BYTES: u64 = 64 << 20;
 
@@ -69,6 +71,7 @@ impl Manifest {
         layouts: Vec<Layout>,
         largest_block: u64,
         segments: Vec<SegmentMark>,
+        is_sealed: bool,
     ) -> Manifest {
         let mark = |(id, tenant): (&kvhive_protocol::TenantId, &Tenant)| TenantMark {
             id: id.0,
@@ -77,7 +80,7 @@ impl Manifest {
         };
         let tenants = map.tenants.iter().map(mark).collect();
         let mut manifest = Manifest {
-            version: VERSION,
+            version: if is_sealed { SEALED } else { PLAIN },
             cluster: map.cluster.to_string(),
             largest_block,
             tenants,
@@ -92,6 +95,11 @@ impl Manifest {
     /// Says whether the snapshot is of the cluster that this map is of.
     pub(super) fn is_of(&self, map: &ClusterMap) -> bool {
         self.cluster == map.cluster.to_string()
+    }
+
+    /// Says whether its blocks are encrypted.
+    pub(super) fn is_sealed(&self) -> bool {
+        self.version == SEALED
     }
 
     fn sum(&self) -> String {
@@ -120,15 +128,15 @@ impl Manifest {
     /// Reads one whose format and checksum are made good first. For `kvhive-fuzz` alone.
     pub(super) fn read_good(bytes: &[u8]) -> Option<Manifest> {
         let mut manifest = Manifest::parse(std::str::from_utf8(bytes).ok()?).ok()?;
-        manifest.version = VERSION;
+        manifest.version = if manifest.version == PLAIN { PLAIN } else { SEALED };
         manifest.checksum = manifest.sum();
         manifest.check().ok().map(|()| manifest)
     }
 
     /// Says what is wrong with it.
     fn check(&self) -> Result<(), String> {
-        if self.version != VERSION {
-            return Err(format!("format {} instead of {VERSION}", self.version));
+        if ![PLAIN, SEALED].contains(&self.version) {
+            return Err(format!("format {} instead of {PLAIN} or {SEALED}", self.version));
         }
         if self.checksum != self.sum() {
             return Err("its checksum does not hold".to_owned());
@@ -172,6 +180,11 @@ pub(super) fn beside(path: &Path, ending: &str) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(ending);
     path.with_file_name(name)
+}
+
+/// Returns where the keys of a node's snapshots are, where it has no other place for keys.
+pub(crate) fn keys_folder(path: &Path) -> PathBuf {
+    beside(path, ".keys")
 }
 
 /// Returns where a snapshot is while another takes its place.
@@ -303,7 +316,7 @@ mod tests {
 
     fn manifest(number: u64) -> Manifest {
         let mut manifest = Manifest {
-            version: VERSION,
+            version: SEALED,
             cluster: String::new(),
             largest_block: number,
             tenants: Vec::new(),

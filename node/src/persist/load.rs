@@ -3,6 +3,7 @@
 use super::blocking::blocking;
 use super::folder::{self, Manifest};
 use super::lock::Lock;
+use super::sealed::{Keys, Opens};
 use super::segment::Meta;
 use super::survey::{Candidate, Judge, Segments, Survey};
 use super::{Holdings, Loaded, PersistError, PersistProgress};
@@ -50,7 +51,8 @@ pub(crate) async fn load(
     let of_blocks = survey.wanted.iter().map(|wanted| wanted.len() as u64).sum();
     let mut done = PersistProgress { blocks: 0, of_blocks };
     let segments = Segments::of(&place, &manifest);
-    let mut loading = Loading { path: place, segments: Some(segments), loaded: survey.loaded };
+    let (segments, keys) = (Some(segments), holdings.keys());
+    let mut loading = Loading { path: place, segments, keys, loaded: survey.loaded };
     for (number, (device, wanted)) in holdings.devices.iter().zip(&survey.wanted).enumerate() {
         let mut intake = Intake::default();
         for batch in wanted.chunks(BATCH) {
@@ -68,7 +70,24 @@ struct Loading {
     path: PathBuf,
     /// Away while a thread reads them.
     segments: Option<Segments>,
+    /// What opens encrypted blocks.
+    keys: Option<Keys>,
     loaded: Loaded,
+}
+
+/// A block that may be taken in, and what opens its bytes if they are encrypted.
+struct Readable {
+    at: Candidate,
+    meta: Meta,
+    opens: Option<Opens>,
+}
+
+/// A block on its way into a frame.
+struct Filling {
+    at: Candidate,
+    opens: Option<Opens>,
+    guard: WriteGuard,
+    bytes: u64,
 }
 
 impl Loading {
@@ -87,6 +106,24 @@ impl Loading {
         Ok(read)
     }
 
+    /// Opens what was read of a block. None, and why is counted, when it is of no use.
+    fn readable(&mut self, at: Candidate, meta: Option<Meta>) -> Option<Readable> {
+        let Some(meta) = meta else {
+            self.loaded.damaged += 1;
+            return None;
+        };
+        if meta.sealed.is_none() {
+            return Some(Readable { at, meta, opens: None });
+        }
+        let Some(key) = self.keys.as_mut().and_then(|keys| keys.find(&meta.header)) else {
+            self.loaded.ended += 1;
+            return None;
+        };
+        let opened = meta.open(&key).map(|(meta, opens)| Readable { at, meta, opens: Some(opens) });
+        self.loaded.damaged += u64::from(opened.is_none());
+        opened
+    }
+
     /// Takes in some blocks of one device; none when it does not answer.
     async fn take_in(
         &mut self,
@@ -99,27 +136,28 @@ impl Loading {
             let meta = |one: Candidate| Ok((one, segments.meta(&one)?));
             of_batch.into_iter().map(meta).collect::<io::Result<Vec<_>>>()
         });
-        let mut of_tenant: BTreeMap<TenantId, Vec<(Candidate, Meta)>> = BTreeMap::new();
-        for (one, meta) in metas.await? {
-            match meta {
-                Some(meta) if !intake.may_fit(meta.header.payload_bytes) => self.loaded.no_room += 1,
-                Some(meta) => of_tenant.entry(meta.header.tenant).or_default().push((one, meta)),
-                None => self.loaded.damaged += 1,
+        let mut of_tenant: BTreeMap<TenantId, Vec<Readable>> = BTreeMap::new();
+        for (at, meta) in metas.await? {
+            let Some(one) = self.readable(at, meta) else { continue };
+            if intake.may_fit(one.meta.header.payload_bytes) {
+                of_tenant.entry(one.meta.header.tenant).or_default().push(one);
+            } else {
+                self.loaded.no_room += 1;
             }
         }
         for (tenant, batch) in of_tenant {
-            let block = |(_, meta): &(Candidate, Meta)| {
+            let block = |Readable { meta, .. }: &Readable| {
                 (StoreBlock { header: meta.header, parent: meta.parent }, meta.slot)
             };
             let blocks = batch.iter().map(block).collect();
             let ask = |reply| DeviceMessage::ReserveFree { tenant, blocks, reply };
             let Ok(reserved) = device.ask(LIMIT, ask).await else { return Ok(None) };
             let mut writes = Vec::with_capacity(batch.len());
-            for ((one, meta), reserved) in batch.into_iter().zip(reserved) {
+            for (Readable { at, meta, opens }, reserved) in batch.into_iter().zip(reserved) {
                 let bytes = meta.header.payload_bytes;
                 match reserved {
                     Some(Reserved::Present(_)) => self.loaded.already += 1,
-                    Some(Reserved::Write(guard)) => writes.push((one, guard, bytes)),
+                    Some(Reserved::Write(guard)) => writes.push(Filling { at, opens, guard, bytes }),
                     Some(Reserved::Refused(Refusal::WrongEra)) => self.loaded.ended += 1,
                     // A store brings it just now.
                     Some(Reserved::Refused(Refusal::InFlight)) => self.loaded.already += 1,
@@ -141,10 +179,13 @@ impl Loading {
     async fn fill_and_seal(
         &mut self,
         device: &Device,
-        writes: Vec<(Candidate, WriteGuard, u64)>,
+        writes: Vec<Filling>,
     ) -> Result<Option<()>, PersistError> {
         let filled = self.reading(move |segments| {
-            let fill = |(one, guard, bytes)| Ok((fill(segments, &one, guard)?, bytes));
+            let fill = |one: Filling| {
+                let bytes = one.bytes;
+                Ok((fill(segments, one)?, bytes))
+            };
             writes.into_iter().map(fill).collect::<io::Result<Vec<_>>>()
         });
         let (mut blocks, mut sizes) = (Vec::new(), Vec::new());
@@ -177,8 +218,9 @@ impl Loading {
 }
 
 /// Reads a block's bytes into its frame; none when they are not what was written.
-fn fill(segments: &mut Segments, one: &Candidate, mut guard: WriteGuard) -> io::Result<Option<Landing>> {
-    if !segments.read(one, guard.bytes_mut())? {
+fn fill(segments: &mut Segments, one: Filling) -> io::Result<Option<Landing>> {
+    let Filling { at, opens, mut guard, .. } = one;
+    if !segments.read(&at, guard.bytes_mut())? || opens.is_some_and(|opens| !opens.open(guard.bytes_mut())) {
         return Ok(None);
     }
     let found = digest(guard.bytes_mut());

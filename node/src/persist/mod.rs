@@ -10,19 +10,22 @@ mod keeper;
 mod load;
 mod lock;
 mod save;
+mod sealed;
 mod segment;
 mod survey;
 mod work;
 
 pub(crate) use beside::{BEFORE, MAX_NAMED, Standing};
+pub(crate) use folder::keys_folder;
 pub(crate) use jobs::{Job, Jobs, Refused, Verb};
 pub(crate) use keeper::Keeper;
 pub(crate) use load::load;
 pub(crate) use save::{Extent, save};
+use sealed::Keys;
 
 use crate::actors::device::Device;
 use crate::data::Counters;
-use crate::disk::Store;
+use crate::disk::{Keyring, Store};
 use crate::view::View;
 use kvhive_protocol::LayoutFingerprint;
 use serde::Serialize;
@@ -39,6 +42,8 @@ pub(crate) struct Holdings {
     pub(crate) devices: Vec<Device>,
     /// Disks of those devices that have one.
     pub(crate) stores: Vec<Arc<Store>>,
+    /// What snapshots are encrypted by, and opened; none where they are not encrypted.
+    pub(crate) keys: Option<Arc<Keyring>>,
     /// Frames in memory of each device: as many of its blocks are ever taken in.
     pub(crate) frames: Vec<u32>,
     /// Bytes of the largest frame.
@@ -52,6 +57,10 @@ pub(crate) struct Holdings {
 }
 
 impl Holdings {
+    fn keys(&self) -> Option<Keys> {
+        self.keys.clone().map(|keyring| Keys::new(keyring, self.view.clone()))
+    }
+
     /// Returns how often a device has lost what it held.
     fn restarts(&self) -> u64 {
         self.counters.actor_restarts.load(Ordering::Relaxed)
@@ -92,7 +101,7 @@ pub struct Loaded {
     pub bytes: u64,
     /// Blocks that were here already.
     pub already: u64,
-    /// Blocks whose tenant was cleared or does not exist.
+    /// Blocks whose tenant was cleared or does not exist, or whose key is no more.
     pub ended: u64,
     /// Blocks of slots that this node does not hold.
     pub elsewhere: u64,

@@ -1,6 +1,6 @@
 //! Writing a snapshot: what the devices hold, device by device, into segments; then the manifest, then its place.
 
-use super::blocking::blocking;
+use super::blocking::{Waited, blocking};
 use super::folder::{self, Manifest};
 use super::lock::Lock;
 use super::work::{Run, Work};
@@ -47,12 +47,14 @@ pub(crate) async fn save(
     }
     let lock = Lock::for_writing(path, LOCK_LIMIT).await?;
     folder::check_ours(path)?;
-    let run = Run::new(&serving.map, holdings.frame_bytes);
+    let run = Run::new(&serving.map, holdings.frame_bytes, holdings.keys.is_some());
     let frames = holdings.frames.iter().map(|frames| *frames as usize).sum();
     let mut anew = false;
     loop {
         let (run, lock, shop) = (run.clone(), lock.clone(), folder::workshop(path));
-        let begun = blocking(path, move |waited| Work::begin(shop, &run, anew, frames, lock, waited)).await?;
+        let keys = holdings.keys();
+        let begin = move |waited: &Waited| Work::begin(shop, &run, anew, frames, keys, lock, waited);
+        let begun = blocking(path, begin).await?;
         let resumed = begun.has_resumed();
         match gather(holdings, begun, path, aside, extent, progress).await {
             Err(PersistError::Io { source, .. })
@@ -110,13 +112,14 @@ async fn gather(
     // The map as it is now: tenants that came meanwhile have blocks here too.
     let serving = holdings.view.serving().ok_or(PersistError::NotServing)?;
     let (place, aside, layouts) = (path.to_owned(), aside.map(Path::to_owned), holdings.view.layouts.all());
+    let is_sealed = holdings.keys.is_some();
     let (manifest, resumed) = blocking(path, move |waited| {
         work.drop_stale(waited)?;
         work.close()?;
         let layouts =
             layouts.into_iter().filter(|layout| work.layouts.contains(&layout.fingerprint())).collect();
         let segments = std::mem::take(&mut work.segments);
-        let manifest = Manifest::new(&serving.map, layouts, work.largest, segments);
+        let manifest = Manifest::new(&serving.map, layouts, work.largest, segments, is_sealed);
         folder::publish(&manifest, &place, aside.as_deref())?;
         Ok((manifest, work.resumed()))
     })

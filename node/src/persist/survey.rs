@@ -82,6 +82,11 @@ impl Survey {
                 }
                 Err(error) => return Err(error),
             };
+            if reader.is_sealed() != manifest.is_sealed() {
+                // Somebody has put it there.
+                survey.loaded.damaged += mark.blocks;
+                continue;
+            }
             while let Some((meta, at)) = reader.next_meta()? {
                 waited.check()?;
                 read += 1;
@@ -261,8 +266,9 @@ mod tests {
                 digest: digest(&payload),
             };
             let file = format!("{number:06}.seg");
-            let mut writer = SegmentWriter::create(folder.path().join(&file)).expect("a file");
-            writer.push(&Meta { header, parent: BlockKey::NONE, slot: Slot(0) }, &payload).expect("room");
+            let mut writer = SegmentWriter::create(folder.path().join(&file), false).expect("a file");
+            let meta = Meta { header, parent: BlockKey::NONE, slot: Slot(0), sealed: None };
+            writer.push(&meta, &payload).expect("room");
             writer.finish().expect("room");
             marks.push(SegmentMark { file, blocks: 1, bytes: 10 });
         }

@@ -5,6 +5,7 @@
 use super::blocking::Waited;
 use super::folder::{self, RUN, SegmentMark, secret_check};
 use super::lock::Lock;
+use super::sealed::Keys;
 use super::segment::{Meta, SegmentReader, SegmentWriter};
 use crate::guards::ReadGuard;
 use kvhive_protocol::{BlockHeader, BlockKey, ClusterMap, LayoutFingerprint, Slot};
@@ -41,16 +42,20 @@ pub(super) fn known_bytes(frames: u32) -> u64 {
 pub(super) struct Run {
     cluster: String,
     frame_bytes: u64,
+    /// Whether its blocks are encrypted. Versions that know no such thing wrote them as they are.
+    #[serde(default)]
+    is_sealed: bool,
     /// Era and secret of each tenant, by its id.
     tenants: BTreeMap<u32, (u64, String)>,
 }
 
 impl Run {
-    pub(super) fn new(map: &ClusterMap, frame_bytes: u64) -> Run {
+    pub(super) fn new(map: &ClusterMap, frame_bytes: u64, is_sealed: bool) -> Run {
         let tenants = map.tenants.iter();
         Run {
             cluster: format!("{:?}", map.cluster),
             frame_bytes,
+            is_sealed,
             tenants: tenants.map(|(id, tenant)| (id.0, (tenant.era.0, secret_check(tenant)))).collect(),
         }
     }
@@ -59,6 +64,7 @@ impl Run {
     fn goes_on_with(&self, earlier: &Run) -> bool {
         self.cluster == earlier.cluster
             && self.frame_bytes == earlier.frame_bytes
+            && self.is_sealed == earlier.is_sealed
             && earlier.tenants.iter().all(|(id, tenant)| self.tenants.get(id) == Some(tenant))
     }
 }
@@ -81,6 +87,10 @@ pub(super) struct Work {
     /// Layouts of the blocks.
     pub(super) layouts: HashSet<LayoutFingerprint>,
     pub(super) largest: u64,
+    /// What blocks are encrypted by, if they are.
+    keys: Option<Keys>,
+    /// Where that is done.
+    room: Vec<u8>,
     /// Let go when nobody writes here any more, also when nobody waits for it.
     _lock: Arc<Lock>,
 }
@@ -102,6 +112,7 @@ impl Work {
         run: &Run,
         anew: bool,
         frames: usize,
+        keys: Option<Keys>,
         lock: Arc<Lock>,
         waited: &Waited,
     ) -> io::Result<Work> {
@@ -122,6 +133,8 @@ impl Work {
             resumed_segments: 0,
             layouts: HashSet::new(),
             largest: 0,
+            keys,
+            room: Vec::new(),
             shop,
             _lock: lock,
         };
@@ -149,15 +162,17 @@ impl Work {
             let mut reader = SegmentReader::open(&path)?;
             let (mut blocks, mut bytes) = (0, 0);
             let mut headers = Vec::new();
+            let mut opens = true;
             while let Some((meta, _)) = reader.next_meta()? {
                 waited.check()?;
                 blocks += 1;
                 bytes += meta.header.payload_bytes;
+                opens &= self.may_be_read(&meta);
                 headers.push(meta.header);
             }
             let name = path.file_name().and_then(|name| name.to_str()).map(str::to_owned);
             match name {
-                Some(file) if !reader.is_damaged() && self.known.len() + headers.len() <= limit => {
+                Some(file) if opens && !reader.is_damaged() && self.known.len() + headers.len() <= limit => {
                     self.known.reserve_exact(headers.len());
                     self.known.extend(headers.iter().map(name_of));
                     let number = file.split('.').next().and_then(|number| number.parse::<u32>().ok());
@@ -171,6 +186,14 @@ impl Work {
         self.seen = vec![0; self.known.len().div_ceil(SEEN_BITS)];
         self.resumed_segments = self.segments.len();
         Ok(())
+    }
+
+    /// Says whether a block that an interrupted run has written can be read: its key may be no more.
+    fn may_be_read(&mut self, meta: &Meta) -> bool {
+        match &mut self.keys {
+            Some(keys) => keys.find(&meta.header).is_some_and(|key| meta.open(&key).is_some()),
+            None => meta.sealed.is_none(),
+        }
     }
 
     /// Says whether this run goes on with an earlier one.
@@ -211,7 +234,20 @@ impl Work {
                 self.note(&header);
                 continue;
             }
-            self.push(&Meta { header, parent, slot }, guard.bytes())?;
+            let meta = Meta { header, parent, slot, sealed: None };
+            match &mut self.keys {
+                Some(keys) => {
+                    // One whose era has ended goes into no snapshot.
+                    let Some(key) = keys.make(&header)? else { continue };
+                    let mut room = std::mem::take(&mut self.room);
+                    room.clear();
+                    room.extend_from_slice(guard.bytes());
+                    let meta = meta.seal(&key, &mut room)?;
+                    self.push(&meta, &room)?;
+                    self.room = room;
+                }
+                None => self.push(&meta, guard.bytes())?,
+            }
         }
         Ok(())
     }
@@ -225,7 +261,9 @@ impl Work {
             none => {
                 let name = format!("{:06}.seg", self.next);
                 self.next += 1;
-                &mut none.insert((SegmentWriter::create(self.shop.join(&name))?, name)).0
+                &mut none
+                    .insert((SegmentWriter::create(self.shop.join(&name), meta.sealed.is_some())?, name))
+                    .0
             }
         };
         writer.push(meta, bytes)?;
@@ -302,11 +340,13 @@ mod tests {
         const FRAMES: u32 = 25;
         let folder = tempfile::tempdir().expect("a folder");
         let shop = folder.path().join("snapshot.partial");
-        let run = Run { cluster: "a".to_owned(), frame_bytes: 10, tenants: BTreeMap::new() };
+        let run =
+            Run { cluster: "a".to_owned(), frame_bytes: 10, is_sealed: false, tenants: BTreeMap::new() };
         fs::create_dir(&shop).expect("a folder");
         fs::write(shop.join(RUN), serde_json::to_vec(&run).expect("plain data")).expect("a file");
         for segment in 0..3 {
-            let mut writer = SegmentWriter::create(shop.join(format!("{segment:06}.seg"))).expect("a file");
+            let path = shop.join(format!("{segment:06}.seg"));
+            let mut writer = SegmentWriter::create(path, false).expect("a file");
             for block in 0..EACH {
                 let header = BlockHeader {
                     key: BlockKey::from_bytes([segment * EACH + block; 32]),
@@ -318,13 +358,15 @@ mod tests {
                     payload_bytes: 1,
                     digest: digest(&[0]),
                 };
-                writer.push(&Meta { header, parent: BlockKey::NONE, slot: Slot(0) }, &[0]).expect("room");
+                let meta = Meta { header, parent: BlockKey::NONE, slot: Slot(0), sealed: None };
+                writer.push(&meta, &[0]).expect("room");
             }
             writer.finish().expect("room");
         }
         let lock =
             Lock::for_writing(&folder.path().join("snapshot"), Duration::ZERO).await.expect("nobody's");
-        let begin = move |waited: &Waited| Work::begin(shop, &run, false, FRAMES as usize, lock, waited);
+        let begin =
+            move |waited: &Waited| Work::begin(shop, &run, false, FRAMES as usize, None, lock, waited);
         let work = blocking(folder.path(), begin).await.expect("it goes on");
         assert_eq!((work.known.len(), work.segments.len(), work.next), (2 * usize::from(EACH), 2, 2));
         let bytes = work.known.capacity() * size_of::<u128>() + work.seen.capacity() * size_of::<u64>();

@@ -18,18 +18,22 @@ mod life;
 mod links;
 mod moves;
 mod nccl;
+mod older;
 mod persist;
 mod persist_layouts;
 mod proxy;
 mod redis;
 mod replication;
+mod routes;
 mod share;
 mod snapshots;
+mod snapshots_sealed;
 mod stages;
 mod strangers;
 mod tenants;
 mod traces;
 mod watch;
+mod wiped;
 
 use crate::actors::core::DeviceMessage;
 use crate::data::Limits;
@@ -43,7 +47,7 @@ use kvhive_cache::policy::Strategy;
 use kvhive_gpu::cuda::Patience;
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::{Generation, Level};
-use kvhive_runtime::http::Access;
+use kvhive_runtime::http::{Access, Role as AdminRole};
 use kvhive_spans::{Tracer, TracerConfig};
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -135,6 +139,15 @@ impl Default for Setup {
     }
 }
 
+/// Tokens of who may do less than the cluster's.
+const VIEWER: &[u8] = b"the viewers' token of these tests";
+const OPERATOR: &[u8] = b"the operators' token of these tests";
+
+fn access() -> Access {
+    let access = Access::default().with(AdminRole::Viewer, VIEWER).expect("it is new");
+    access.with(AdminRole::Operator, OPERATOR).expect("it is new")
+}
+
 impl Setup {
     fn start(&self, name: &str, coordinator: &FakeCoordinator) -> NodeHandle {
         self.try_start(name, coordinator).expect("a node starts")
@@ -195,7 +208,7 @@ impl Setup {
             nccl: self.nccl.then(|| nccl::config(name, self.wrong.as_ref())),
             coordinators: vec![coordinator.address()],
             token: TOKEN.to_vec(),
-            access: Access::default(),
+            access: access(),
             tls: None,
             tracer: self.tracer(name),
         };

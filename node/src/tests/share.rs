@@ -44,7 +44,7 @@ impl Asker {
         }
     }
 
-    async fn look(&mut self, start: u64, numbers: &[u64]) -> (u64, Vec<Looked>) {
+    pub(super) async fn look(&mut self, start: u64, numbers: &[u64]) -> (u64, Vec<Looked>) {
         let DataRequest::Fetch(fetch) = self.fetch_request(numbers) else { unreachable!("it is one") };
         match self.exchange(&DataRequest::Look(LookRequest { start, fetch }), &[]).await {
             Ok(DataReply::Looked { grant, blocks, .. }) => (grant, blocks),
@@ -52,7 +52,7 @@ impl Asker {
         }
     }
 
-    async fn done(&mut self, grant: u64) {
+    pub(super) async fn done(&mut self, grant: u64) {
         let done = DataRequest::Done(DoneRequest { epoch: self.epoch, grant });
         self.connection.send(Kind::DataRequest, 0, &done, &[]).await.expect("it is taken");
     }
@@ -75,7 +75,7 @@ pub(super) async fn ask_as_node(node: &NodeHandle, sender: u64) -> Asker {
 }
 
 /// Opens windows into a node's memory.
-async fn opened(windows: &Arc<Windows>, node: &NodeHandle) -> Arc<Opened> {
+pub(super) async fn opened(windows: &Arc<Windows>, node: &NodeHandle) -> Arc<Opened> {
     let address = node.data_address().to_string();
     let Sight::MayOpen(attempt) = windows.sight(&address) else { panic!("it was looked at before") };
     let answer = node.ask().await.share(windows.host()).await;

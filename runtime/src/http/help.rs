@@ -363,6 +363,10 @@ pub const HELP: &[(&str, &str)] = &[
     ),
     ("kvhive_node_undecoded_blocks_total", "Blocks that could not be decoded for a reader"),
     ("kvhive_node_untold_uses", "Blocks whose uses the strategies have not been told of yet"),
+    (
+        "kvhive_node_unwiped_bytes",
+        "Bytes of free frames that held blocks when a tenant's era ended, and are still to be overwritten",
+    ),
     ("kvhive_node_used_bytes", "Bytes of frames that are not free by tier"),
     ("kvhive_node_waiting_requests", "Requests for blocks that wait for their tenant's turn"),
     (

@@ -11,7 +11,7 @@ impl Shard {
     /// Takes over the tenants' eras. Blocks of older eras and of unknown tenants do not exist from now on; their frames
     /// come back as [`Shard::tend`] gets to them.
     pub fn set_tenants(&mut self, tenants: BTreeMap<TenantId, Era>) {
-        let ended = self.tenants.iter().any(|(tenant, era)| tenants.get(tenant) != Some(era));
+        let ended = self.ends_any(&tenants);
         self.tell_cleared(&tenants);
         self.tenants = tenants;
         // What a deleted tenant has left behind is counted until it is gone; its figures go with a later map.
@@ -19,6 +19,16 @@ impl Shard {
         if ended {
             self.sweep = Some(0);
         }
+    }
+
+    /// Says whether an era that stands is none of these.
+    pub fn ends_any(&self, tenants: &BTreeMap<TenantId, Era>) -> bool {
+        self.tenants.iter().any(|(tenant, era)| tenants.get(tenant) != Some(era))
+    }
+
+    /// Says whether blocks of eras that have ended may still be here: they are looked for piece by piece.
+    pub fn is_sweeping(&self) -> bool {
+        self.sweep.is_some()
     }
 
     /// Returns the figures of the tenants that use most of it, at most so many, in the order of their ids.
