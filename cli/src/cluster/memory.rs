@@ -46,7 +46,7 @@ fn check_by(config: &ClusterConfig, available: Option<u64>) -> Result<()> {
     if wanted > free {
         let devices: usize = config.nodes.iter().map(|node| node.devices.len()).sum();
         bail!(
-            "the nodes would take {} of memory at their start, and {} are available here (`kvhive doctor --memory`): {} of {} each have \
+            "the nodes would take {} of memory at their start, and {} are available here (`kvhive doctor`): {} of {} each have \
              a device tier and a host tier. Make these smaller (--device-memory, --host-memory), start fewer (--nodes, --devices), or \
              free some memory",
             report::bytes(wanted),
