@@ -3,6 +3,7 @@
 //! in the log itself. Addresses are not part of it: coordinators may move.
 
 use crate::config::PeerConfig;
+use kvhive_steps::step;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::fs::File;
@@ -150,10 +151,15 @@ impl Membership {
         let (path, next) = (folder.join(NAME), folder.join(NEXT_NAME));
         let text = serde_json::to_vec_pretty(self).expect("names and numbers always encode");
         let write = || {
+            step("owner: make")?;
             let mut file = File::create(&next)?;
+            step("owner: write")?;
             file.write_all(&text)?;
+            step("owner: sync")?;
             file.sync_all()?;
+            step("owner: name")?;
             std::fs::rename(&next, &path)?;
+            step("owner: sync name")?;
             File::open(folder)?.sync_all()
         };
         write().map_err(|source| MembershipError::Io { path, source })
@@ -198,6 +204,7 @@ impl fmt::Display for Seat {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kvhive_steps::at_each;
 
     fn membership(cluster: &str, peer: u64, name: &str) -> Membership {
         let own = Seat { peer, name: name.to_owned() };
@@ -239,6 +246,22 @@ mod tests {
             )
         );
         assert_eq!(read(folder.path()).expect("it reads back"), Some(ours()));
+    }
+
+    #[test]
+    fn a_claim_that_ends_anywhere_leaves_the_owner_before_or_the_new_one() {
+        let steps = ["owner: make", "owner: write", "owner: sync", "owner: name", "owner: sync name"];
+        at_each(&steps, |ends| {
+            let folder = tempfile::tempdir().expect("a temporary folder can be made");
+            let before = membership("ours", 2, "b");
+            before.claim(folder.path(), false).expect("an empty folder is anybody's");
+            let claimed = ends.run(|| ours().claim(folder.path(), false));
+            assert_eq!(claimed.is_ok(), ends.before().is_none());
+            let owner = if ends.is_before("owner: name") { before } else { ours() };
+            assert_eq!(read(folder.path()).expect("it is whole"), Some(owner), "{ends:?}");
+            ours().claim(folder.path(), false).expect("it is claimed again");
+            ours().claim(folder.path(), true).expect("it is ours");
+        });
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use super::*;
 use crate::backup::tests::backup;
 use kvhive_protocol::Epoch;
+use kvhive_steps::at_each;
 
 fn place(folder: &std::path::Path, peer: u64) -> Place {
     let own = PeerConfig {
@@ -65,4 +66,54 @@ fn what_is_restored_can_be_gone_on_from_by_its_owner_while_nobody_else_has_it() 
     let stranger = Place { data_dir: one.data_dir.clone(), ..two };
     let said = refused(Recovery::open("ours", &stranger));
     assert!(said.contains("holds the log of coordinator coord-1 (peer 1)"), "{said}");
+}
+
+#[test]
+fn a_restore_that_ends_anywhere_leaves_each_folder_empty_or_whole() {
+    let owner = ["owner: make", "owner: write", "owner: sync", "owner: name", "owner: sync name"];
+    let log = [
+        "log: make segment",
+        "log: size segment",
+        "log: zero segment",
+        "log: write header",
+        "log: write anchor",
+        "log: sync segment",
+        "log: name segment",
+        "log: sync name",
+        "log: sync parent",
+        "log: write record",
+        "log: sync record",
+    ];
+    let snapshot = [
+        "snapshot: make",
+        "snapshot: write header",
+        "snapshot: write state",
+        "snapshot: sync",
+        "snapshot: name",
+        "snapshot: sync name",
+    ];
+    let held = |place: &Place| LogStore::open(&place.data_dir).expect("it opens").1;
+    at_each(&[&owner[..], &log, &snapshot].concat(), |ends| {
+        let folder = tempfile::tempdir().expect("a folder");
+        let places = [place(folder.path(), 1), place(folder.path(), 2)];
+        let again = |places: &[Place]| restore(&backup(), "ours", places, &[], Cleared::Tenants(&[]));
+        let restored = ends.run(|| again(&places));
+        assert_eq!(restored.is_ok(), ends.before().is_none(), "{restored:?}");
+        let taken = places.iter().filter(|place| held(place) != Restored::default()).count();
+        for place in places.iter().filter(|place| held(place) == Restored::default()) {
+            assert!(Recovery::open("ours", place).is_err(), "{ends:?}: nobody goes on from an empty one");
+        }
+        if taken == 0 {
+            again(&places).expect("nothing is in the way");
+        } else if restored.is_err() {
+            assert!(refused(again(&places)).contains("holds a log already"), "{ends:?}");
+            // What was made is whole: whoever gives it up begins once more.
+            for place in &places {
+                std::fs::remove_dir_all(&place.data_dir).expect("it is there");
+            }
+            again(&places).expect("nothing is in the way");
+        }
+        let recovery = Recovery::open("ours", &places[0]).expect("it holds a state");
+        assert_eq!((recovery.last, recovery.others.len()), (5, 1), "{ends:?}");
+    });
 }

@@ -100,6 +100,16 @@ impl Fault {
         }
     }
 
+    /// Returns how often it comes in a round: what a percentile is told of comes more often than what is shown by once.
+    fn weight(self) -> usize {
+        match self {
+            Fault::FlipBits => 8,
+            Fault::PauseNode => 5,
+            Fault::KillLeader | Fault::KillNode => 2,
+            _ => 1,
+        }
+    }
+
     /// Says whether coordinators alone are hit by it.
     pub fn spares_nodes(self) -> bool {
         matches!(
@@ -126,10 +136,12 @@ pub struct Step {
     pub per_mille: u64,
     /// How long nothing happens before it, in milliseconds.
     pub rest_ms: u64,
+    /// Whether nothing else is to be broken meanwhile, also where it might.
+    pub alone: bool,
 }
 
 /// The longest rest before a fault.
-const MAX_REST_MS: u64 = 1500;
+const MAX_REST_MS: u64 = 400;
 
 /// A plan without an end.
 #[derive(Clone, Debug)]
@@ -145,18 +157,29 @@ impl Plan {
     pub fn new(seed: u64, kinds: Vec<Fault>) -> Plan {
         Plan { random: Random::new(seed).part(1), kinds, round: Vec::new() }
     }
+
+    fn shuffle(&mut self, faults: &mut [Fault]) {
+        for at in (1..faults.len()).rev() {
+            faults.swap(at, self.random.below(at as u64 + 1) as usize);
+        }
+    }
 }
 
 impl Iterator for Plan {
     type Item = Step;
 
-    /// Each kind comes once before any comes again, in an order of its own each time. Ends at once where there are no kinds.
+    /// In each round every kind comes once before any comes again, and then some do, in an order of its own each time. Ends at once
+    /// where there are no kinds.
     fn next(&mut self) -> Option<Step> {
         if self.round.is_empty() {
-            self.round = self.kinds.clone();
-            for at in (1..self.round.len()).rev() {
-                self.round.swap(at, self.random.below(at as u64 + 1) as usize);
+            let (mut once, mut again) = (self.kinds.clone(), Vec::new());
+            for kind in &self.kinds {
+                again.extend(std::iter::repeat_n(*kind, kind.weight() - 1));
             }
+            self.shuffle(&mut once);
+            self.shuffle(&mut again);
+            // Taken from its end.
+            self.round = [again, once].concat();
         }
         let fault = self.round.pop()?;
         Some(Step {
@@ -164,6 +187,7 @@ impl Iterator for Plan {
             victim: self.random.draw(),
             per_mille: self.random.below(1001),
             rest_ms: self.random.below(MAX_REST_MS),
+            alone: self.random.below(2) == 0,
         })
     }
 }
@@ -190,10 +214,14 @@ mod tests {
 
     #[test]
     fn every_kind_comes_before_any_comes_again() {
-        let plan: Vec<Step> = Plan::new(3, Fault::OF_PROCESSES.to_vec()).take(80).collect();
-        for round in plan.chunks(Fault::OF_PROCESSES.len()) {
-            let kinds: BTreeSet<Fault> = round.iter().map(|step| step.fault).collect();
+        let length: usize = Fault::OF_PROCESSES.iter().map(|fault| fault.weight()).sum();
+        let plan: Vec<Step> = Plan::new(3, Fault::OF_PROCESSES.to_vec()).take(length * 10).collect();
+        for round in plan.chunks(length) {
+            let once = &round[..Fault::OF_PROCESSES.len()];
+            let kinds: BTreeSet<Fault> = once.iter().map(|step| step.fault).collect();
             assert_eq!(kinds.len(), Fault::OF_PROCESSES.len());
+            let pauses = round.iter().filter(|step| step.fault == Fault::PauseNode).count();
+            assert_eq!(pauses, Fault::PauseNode.weight());
         }
         assert_eq!(Plan::new(3, Vec::new()).next(), None);
     }

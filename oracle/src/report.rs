@@ -11,8 +11,18 @@ pub enum Hit {
     Coordinators,
     /// Nodes, or the network.
     Nodes,
+    /// Coordinators and nodes at the same time.
+    Both,
     /// Every coordinator: the outage of this number.
     Outage(u32),
+}
+
+impl Hit {
+    /// Returns whom this and another hit.
+    #[must_use]
+    pub fn and(self, other: Hit) -> Hit {
+        if self == other { self } else { Hit::Both }
+    }
 }
 
 /// A time without any coordinator.
@@ -49,6 +59,8 @@ pub struct Figures {
     pub gaps_coordinators: Vec<f64>,
     /// The same while nodes or the network were.
     pub gaps_nodes: Vec<f64>,
+    /// The same while both were.
+    pub gaps_both: Vec<f64>,
     /// The same while no coordinator was there at all, with the number of the outage that they began in.
     pub gaps_outage: Vec<(u32, f64)>,
     /// The outages that are over, by their numbers.
@@ -138,6 +150,7 @@ impl Figures {
         match hit {
             Hit::Coordinators => self.gaps_coordinators.push(seconds),
             Hit::Nodes => self.gaps_nodes.push(seconds),
+            Hit::Both => self.gaps_both.push(seconds),
             Hit::Outage(number) => self.gaps_outage.push((number, seconds)),
         }
     }
@@ -214,7 +227,7 @@ impl Figures {
             row(names[1], quantile(values, 0.5).unwrap_or(longest), "s", None);
             let p99 = p99.filter(|_| judges_times).map(Bar::AtMost);
             row(names[2], quantile(values, 0.99).unwrap_or(longest), "s", p99);
-            row(names[3], longest, "s", judges_times.then_some(Bar::AtMost(max)));
+            row(names[3], longest, "s", Some(Bar::AtMost(max)).filter(|_| judges_times && max.is_finite()));
         };
         let names = [
             "gaps in promised reads, coordinators hit",
@@ -231,6 +244,14 @@ impl Figures {
         ];
         times(names, (&self.gaps_nodes, None, Some(3.0), 5.0));
         let names = [
+            "gaps in promised reads, both hit",
+            "gap, both hit, p50",
+            "gap, both hit, p99",
+            "gap, both hit, max",
+        ];
+        // A node's end is known when somebody leads: of the two together there is no bar, but that no read is late.
+        times(names, (&self.gaps_both, None, None, f64::INFINITY));
+        let names = [
             "leaders killed",
             "leader killed to next change, p50",
             "leader killed to next change, p99",
@@ -240,6 +261,14 @@ impl Figures {
         row("bits flipped on disk", self.flipped as f64, "blocks", some_of(Fault::FlipBits));
         let damage = self.damage_found as f64;
         row("damaged records that nodes found", damage, "records", some_of(Fault::FlipBits));
+        if self.flipped > 0 && self.reads_verified > 0 {
+            row(
+                "of 100 reads so many of damaged records",
+                100.0 * damage / self.reads_verified as f64,
+                "reads",
+                None,
+            );
+        }
         row("calls in histories", self.history_calls as f64, "calls", some);
         row("histories checked", self.histories as f64, "histories", some);
         row("histories not linearizable", self.histories_refused as f64, "histories", none);
@@ -292,6 +321,17 @@ mod tests {
         figures.gap(0.5, Hit::Outage(3));
         assert_eq!(unmet(&figures), ["gap, coordinators hit, max"]);
         assert_eq!(told(&figures, "gap, coordinators hit, max"), Some(0.5));
+    }
+
+    #[test]
+    fn gaps_while_both_are_hit_are_told_and_not_judged() {
+        let mut figures = good();
+        figures.gap(4.0, Hit::Nodes.and(Hit::Coordinators));
+        assert_eq!(unmet(&figures), [""; 0]);
+        let rows = figures.report(true).rows;
+        let told = rows.iter().find(|row| row.name == "gap, both hit, max").map(|row| row.value);
+        assert_eq!(told, Some(4.0));
+        assert_eq!(Hit::Nodes.and(Hit::Nodes), Hit::Nodes);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use crate::files::TlsError;
 use crate::mint::{Authority, MintError};
 use crate::tls::TlsFiles;
+use kvhive_steps::step;
 use rustls::pki_types::DnsName;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
@@ -140,9 +141,13 @@ fn is_host(text: &str) -> bool {
 }
 
 fn create(path: &Path, text: &str, mode: u32) -> Result<(), FolderError> {
-    let written = OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
+    let written = step("tls: make file");
+    let written =
+        written.and_then(|()| OpenOptions::new().write(true).create_new(true).mode(mode).open(path));
     let written = written.and_then(|mut file| {
+        step("tls: write file")?;
         file.write_all(text.as_bytes())?;
+        step("tls: sync file")?;
         file.sync_all()
     });
     written.map_err(|source| match source.kind() {
@@ -164,16 +169,19 @@ pub(crate) fn replace(path: &Path, text: &str, mode: u32) -> Result<(), FolderEr
         _ => create(&fresh, text, mode)?,
     }
     if let Ok(old) = path.metadata() {
+        step("tls: keep owner").map_err(failed("keep the owner of"))?;
         std::os::unix::fs::chown(&fresh, Some(old.uid()), Some(old.gid()))
             .map_err(failed("keep the owner of"))?;
+        step("tls: keep mode").map_err(failed("keep the mode of"))?;
         std::fs::set_permissions(&fresh, old.permissions()).map_err(failed("keep the mode of"))?;
     }
+    step("tls: name file").map_err(failed("write"))?;
     std::fs::rename(&fresh, path).map_err(failed("write"))?;
     path.parent().map_or(Ok(()), sync)
 }
 
 /// Has what was renamed in a folder stay so.
 pub(crate) fn sync(folder: &Path) -> Result<(), FolderError> {
-    let synced = File::open(folder).and_then(|folder| folder.sync_all());
+    let synced = step("tls: sync name").and_then(|()| File::open(folder)?.sync_all());
     synced.map_err(|source| FolderError::Io { what: "sync", path: folder.to_owned(), source })
 }

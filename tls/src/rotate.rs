@@ -5,6 +5,7 @@ use crate::files::{self, TlsError};
 use crate::folder::{AUTHORITY, Folder, FolderError, replace, sync};
 use crate::mint::{Authority, SLACK};
 use crate::tls::TlsFiles;
+use kvhive_steps::step;
 use rustix::fs::{FlockOperation, flock};
 use rustls::pki_types::CertificateDer;
 use std::fs::File;
@@ -182,8 +183,8 @@ impl Steps<'_> {
             }
         }
         self.write_trusted(Some(&next_pem), None)?;
-        let renamed =
-            std::fs::rename(self.file(&format!("{NEXT}.key")), self.file(&format!("{AUTHORITY}.key")));
+        let (from, to) = (self.file(&format!("{NEXT}.key")), self.file(&format!("{AUTHORITY}.key")));
+        let renamed = step("tls: move key").and_then(|()| std::fs::rename(from, to));
         renamed.map_err(|source| FolderError::Io {
             what: "rename",
             path: self.file(&format!("{NEXT}.key")),
@@ -227,7 +228,7 @@ impl Steps<'_> {
     }
 
     fn remove(&self, name: &str) -> Result<(), FolderError> {
-        match std::fs::remove_file(self.file(name)) {
+        match step("tls: remove file").and_then(|()| std::fs::remove_file(self.file(name))) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
                 Err(FolderError::Io { what: "remove", path: self.file(name), source })
             }

@@ -1,5 +1,6 @@
 //! Another authority without a moment at which two that speak with each other do not trust each other.
 
+use kvhive_steps::at_each;
 use kvhive_tls::{Folder, FolderError, Rotation, Stage, Tls, TlsFiles};
 use rustix::fs::{FlockOperation, flock};
 use std::collections::BTreeMap;
@@ -170,6 +171,54 @@ fn a_step_that_ends_anywhere_is_gone_again() {
     put(&half);
     assert_eq!(step(&path).stage, Stage::Finished);
     assert_eq!(contents(&path), *finished);
+}
+
+/// The same for every step that there is of making it, the ones within a file too.
+#[test]
+fn a_rotation_that_ends_anywhere_goes_on_to_its_end() {
+    let temp = tempfile::tempdir().expect("a folder");
+    let path = folder(temp.path());
+    let put = |files: &BTreeMap<PathBuf, Vec<u8>>| {
+        for file in contents(&path).into_keys() {
+            fs::remove_file(file).expect("it is there");
+        }
+        for (file, bytes) in files {
+            fs::write(file, bytes).expect("there is room");
+        }
+    };
+    let written = ["tls: make file", "tls: write file", "tls: sync file", "tls: name file", "tls: sync name"];
+    let kept = ["tls: keep owner", "tls: keep mode"];
+    let of_stage = [
+        (Stage::Trusted, &[][..]),
+        (Stage::Issued, &["tls: move key", "tls: remove file"][..]),
+        (Stage::Finished, &["tls: remove file"][..]),
+    ];
+    for (stage, more) in of_stage {
+        let before = contents(&path);
+        at_each(&[&written[..], &kept, more].concat(), |ends| {
+            put(&before);
+            let rotated = ends.run(|| Folder::rotate(&path, "a test's next authority", YEAR));
+            assert_eq!(rotated.is_ok(), ends.before().is_none(), "{rotated:?}");
+            // What is there serves on, but for a pair of which one half is new: that is made good by the next call.
+            let trusts = Tls::load(TlsFiles {
+                certificate: path.join("foreign.pem"),
+                key: path.join("foreign.key"),
+                authorities: temp.path().join("other").join("authority.pem"),
+                host: Some("b.example".to_owned()),
+            });
+            assert!(trusts.is_ok(), "{ends:?}: what another has signed is as it was");
+            while Folder::next_stage(&path).expect("it is whole") == stage && rotated.is_err() {
+                assert_eq!(step(&path).stage, stage, "{ends:?}");
+            }
+            for (name, host) in [("client", None), ("a.example", Some("a.example"))] {
+                assert!(is_trusted(&path, name, host, &path.join("authority.pem")), "{ends:?}: {name}");
+            }
+            let left =
+                contents(&path).into_keys().filter(|file| file.extension().is_some_and(|end| end == "new"));
+            assert_eq!(left.count(), 0, "{ends:?}: nothing unfinished is left");
+        });
+    }
+    assert_eq!(Folder::next_stage(&path).expect("it is there"), Stage::Trusted, "it came to its end");
 }
 
 #[test]

@@ -20,7 +20,7 @@ use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 /// How long a cluster may take until it is whole after a fault is over.
-const HEAL_LIMIT: Duration = Duration::from_secs(60);
+pub(super) const HEAL_LIMIT: Duration = Duration::from_secs(60);
 /// The largest page of metrics.
 const METRICS_BYTES: usize = 8 << 20;
 const POLL: Duration = Duration::from_millis(100);
@@ -41,16 +41,19 @@ pub(super) struct Ground {
     ended: Vec<String>,
     /// Nodes that have to be heard anew before the cluster can be whole: the map may know nothing yet of their end.
     renews: BTreeMap<String, Generation>,
+    /// How many damaged records each node said that it had found when it was last asked.
+    damage: BTreeMap<String, u64>,
     folder: Option<tempfile::TempDir>,
 }
 
 impl Ground {
-    /// Starts a cluster of its own: three coordinators, four nodes with little memory and a disk tier each.
+    /// Starts a cluster of its own: three coordinators, four nodes with little memory and a disk tier each. Where nodes are to be stopped
+    /// past their serving lease it is short.
     ///
     /// # Errors
     /// When it does not start.
-    pub(super) fn own() -> Result<Ground> {
-        let (folder, _) = prepared(|config| config.to_toml().context(LISTS))?;
+    pub(super) fn own(pauses: bool) -> Result<Ground> {
+        let (folder, _) = prepared(pauses, |config| config.to_toml().context(LISTS))?;
         let cluster = Cluster::start(folder.path(), |_| {})?;
         Ok(Ground::new(
             cluster,
@@ -64,18 +67,18 @@ impl Ground {
     ///
     /// # Errors
     /// When it does not start.
-    pub(super) fn isolated() -> Result<Ground> {
+    pub(super) fn isolated(pauses: bool) -> Result<Ground> {
         let can = match probe() {
             Ok(can) => can,
             Err(why) => {
-                let mut ground = Ground::own()?;
+                let mut ground = Ground::own(pauses)?;
                 ground.isolation = Err(why);
                 return Ok(ground);
             }
         };
         let has_disks = can.get(&Fault::FullDisk).is_some_and(Result::is_ok);
         let mut isolation = None;
-        let (folder, config) = prepared(|config| {
+        let (folder, config) = prepared(pauses, |config| {
             let ids: Vec<String> = config.ids().map(str::to_owned).collect();
             let made = isolation.insert(Isolation::new(&ids, can)?);
             Ok(moved(&config.to_toml().context(LISTS)?, |id| made.network().host(id)))
@@ -105,6 +108,7 @@ impl Ground {
             excused: BTreeSet::new(),
             ended: Vec::new(),
             renews: BTreeMap::new(),
+            damage: BTreeMap::new(),
             folder,
         }
     }
@@ -191,17 +195,23 @@ impl Ground {
         None
     }
 
-    /// Returns how many records of its disk a node has found to be damaged since it started; 0 where it does not answer.
-    pub(super) fn bad_records(&self, load: &Load, node: &str) -> u64 {
+    /// Returns how many records of its disk a node has found to be damaged since it was last asked; 0 where it does not answer.
+    pub(super) fn new_damage(&mut self, load: &Load, node: &str) -> u64 {
+        let Some(now) = self.bad_records(load, node) else { return 0 };
+        let before = self.damage.insert(node.to_owned(), now).unwrap_or_default();
+        // It counts from its start on.
+        now.checked_sub(before).unwrap_or(now)
+    }
+
+    fn bad_records(&self, load: &Load, node: &str) -> Option<u64> {
         let map = load.client().map();
         let address = map.member(node).map(|(_, member)| member.metrics_address.clone());
         let page = address.and_then(|address| {
             let admin = self.admin().ok()?.of_node(&address);
             String::from_utf8(admin.get_bytes("/metrics", METRICS_BYTES).ok()?).ok()
-        });
-        let lines = page.iter().flat_map(|page| page.lines());
-        let of_it = lines.filter(|line| line.starts_with("kvhive_node_disk_bad_records_total{"));
-        of_it.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>() as u64
+        })?;
+        let of_it = page.lines().filter(|line| line.starts_with("kvhive_node_disk_bad_records_total{"));
+        Some(of_it.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>() as u64)
     }
 
     /// Kills a process at once.
@@ -328,7 +338,7 @@ impl Ground {
     ///
     /// # Errors
     /// When the system does not say, or it cannot be started.
-    fn revive(&mut self) -> Result<()> {
+    pub(super) fn revive(&mut self) -> Result<()> {
         while let Some((id, status)) = self.cluster.dead()? {
             self.note_end(&id, status);
             self.cluster.respawn(&id)?;
@@ -368,7 +378,7 @@ impl Ground {
             self.tell_ends(shared);
             let lacking = match runtime.block_on(load.client().refresh()) {
                 Err(error) => format!("no map: {error}"),
-                Ok(map) => match self.lacking(&map).or_else(|| self.silent()) {
+                Ok(map) => match self.lacking(&map, &BTreeSet::new()).or_else(|| self.silent()) {
                     None => {
                         self.renews.clear();
                         self.excused.clear();
@@ -395,15 +405,25 @@ impl Ground {
         }
     }
 
-    /// Says what a map lacks until the cluster is whole.
-    fn lacking(&self, map: &ClusterMap) -> Option<String> {
+    /// The cluster is whole without these: who is among them has still to be heard anew.
+    pub(super) fn renewed(&mut self, gone: &BTreeSet<String>) {
+        self.renews.retain(|id, _| gone.contains(id));
+        self.excused.clear();
+    }
+
+    /// Says what a map lacks until the cluster is whole, but for these that are gone: of them it has to know that they are.
+    pub(super) fn lacking(&self, map: &ClusterMap, gone: &BTreeSet<String>) -> Option<String> {
+        let is_up = |id: &&String| map.member(id).is_some_and(|(_, member)| member.state == MemberState::Up);
+        if let Some(id) = gone.iter().find(is_up) {
+            return Some(format!("{id} is gone and is taken to be up"));
+        }
         let is_old = |(id, old): &(&String, &Generation)| {
-            map.member(id).is_none_or(|(_, member)| member.generation <= **old)
+            !gone.contains(*id) && map.member(id).is_none_or(|(_, member)| member.generation <= **old)
         };
         if let Some((id, _)) = self.renews.iter().find(is_old) {
             return Some(format!("{id} has not registered anew"));
         }
-        let nodes = self.nodes().len();
+        let nodes = self.nodes().len().saturating_sub(gone.len());
         let up = map.members.values().filter(|member| member.state == MemberState::Up).count();
         let wanted = usize::from(map.settings.replicas).min(nodes);
         let thin = map.slots.iter().filter(|set| set.0.len() < wanted).count();
@@ -415,7 +435,7 @@ impl Ground {
     }
 
     /// Says which coordinator does not follow.
-    fn silent(&self) -> Option<String> {
+    pub(super) fn silent(&self) -> Option<String> {
         let Ok(admin) = self.admin() else { return Some("the token cannot be read".to_owned()) };
         let status = match admin.get::<Value>("/v1/cluster") {
             Ok(status) => status,

@@ -1,6 +1,6 @@
 //! Faults of hosts: of the network, of a coordinator's disk, of memory and of clocks.
 
-use super::inject::{GONE_MS, Injector, pick};
+use super::inject::{GONE_MS, Injector, cuts_of, pick};
 use super::isolated::{Group, SyncErrors, Trouble};
 use anyhow::{Context, Result, bail};
 use kvhive_oracle::{Fault, Step};
@@ -41,19 +41,7 @@ impl Injector<'_> {
                 Ok(format!("{id}, changes again after {:.2} s", took.unwrap_or(f64::INFINITY)))
             }
             Fault::SyncError => self.fail_syncs(step),
-            Fault::PowerCut => {
-                let id = self.coordinator(step)?;
-                self.ground.excuse(&id);
-                self.disk(&id)?.cut_power()?;
-                self.shared.rest(gone / 8);
-                // It may have ended by itself, as it should.
-                if !self.has_ended(&id)? {
-                    self.ground.kill(&id)?;
-                }
-                self.disk(&id)?.power_on()?;
-                self.ground.start(&id)?;
-                Ok(id)
-            }
+            Fault::PowerCut => self.cut_power(step, gone / 8),
             Fault::LittleMemory => {
                 let node = self.node(step)?;
                 let pid = self.ground.pid(&node).context("a node that does not run")?;
@@ -87,6 +75,28 @@ impl Injector<'_> {
             }
             other => bail!("{} is no fault of a host", other.name()),
         }
+    }
+
+    /// Cuts the power of coordinators' disks: of one, of two or of all, one after the other, each before the one before it follows again.
+    fn cut_power(&mut self, step: Step, time: Duration) -> Result<String> {
+        let mut all = self.ground.coordinators();
+        let (first, begun) = (step.victim as usize % all.len().max(1), Instant::now());
+        all.rotate_left(first);
+        all.truncate(cuts_of(step, all.len()));
+        for id in &all {
+            self.ground.excuse(id);
+            self.disk(id)?.cut_power()?;
+            self.shared.rest(time);
+            // It may have ended by itself, as it should.
+            if !self.has_ended(id)? {
+                self.ground.kill(id)?;
+            }
+            self.disk(id)?.power_on()?;
+            self.ground.start(id)?;
+        }
+        let took = self.beat();
+        self.end_outage(begun);
+        Ok(format!("{}, changes again after {:.2} s", all.join(", "), took.unwrap_or(f64::INFINITY)))
     }
 
     /// Cuts a process off from all others, or one way only.

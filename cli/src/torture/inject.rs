@@ -1,37 +1,43 @@
-//! The hands that break things: one fault after the other, each over before the next, by the plan of a seed.
+//! The hands that break things by the plan of a seed: what may overlap goes on side by side ([`super::under_way`]), everything else is over
+//! before the next begins.
 
-use super::ground::Ground;
-use super::load::{CLEAR_LIMIT, Clears, Load};
+use super::ground::{Ground, HEAL_LIMIT};
+use super::load::{Clears, Load};
 use super::rot;
 use super::shared::Shared;
+use super::under_way::{UnderWay, Unhealed};
 use anyhow::{Context, Result};
-use kvhive_oracle::{Fault, Hit, Outage, Plan, Random, Step};
+use kvhive_oracle::schedule::hit_by;
+use kvhive_oracle::{Broken, Fault, Hit, Outage, Random, Schedule, Step};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::oneshot;
 
 /// The longest that a process is gone.
 pub(super) const GONE_MS: u64 = 4000;
 /// After a change has been made again, nodes have their leases renewed within this.
 const RENEWAL: Duration = Duration::from_secs(1);
-/// How often blocks are fetched of which a bit was flipped.
-const LOOKS: u32 = 6;
-const AGAIN: Duration = Duration::from_millis(50);
-/// The longest that a leader is stopped.
-const PAUSE_MS: u64 = 6000;
-/// The longest that a node is stopped for its serving lease to end: where it lasts longer, only its membership ends.
-const MAX_PAUSE: Duration = Duration::from_secs(15);
+/// How often it is seen whether something is to go on.
+const EVERY: Duration = Duration::from_millis(100);
+/// How often damaged blocks are fetched, besides by those who read anyway.
+const LOOKS: u32 = 2;
 
 /// Breaks one cluster.
 pub(super) struct Injector<'a> {
     pub(super) ground: Ground,
-    load: &'a Load,
+    pub(super) load: &'a Load,
     pub(super) shared: &'a Arc<Shared>,
-    runtime: &'a tokio::runtime::Runtime,
-    clears: Clears,
+    pub(super) runtime: &'a tokio::runtime::Runtime,
+    pub(super) clears: Clears,
     random: Random,
     /// How often there was no coordinator.
     outages: u32,
+    pub(super) under_way: Vec<UnderWay>,
+    /// Whether what is under way is to be alone.
+    pub(super) is_alone: bool,
+    /// What coordinators have not recovered from yet.
+    pub(super) behind: Option<Unhealed>,
+    /// What nodes have not.
+    pub(super) thin: Option<Unhealed>,
 }
 
 impl<'a> Injector<'a> {
@@ -43,7 +49,19 @@ impl<'a> Injector<'a> {
         clears: Clears,
     ) -> Injector<'a> {
         let random = Random::new(shared.seed).part(2);
-        Injector { ground, load, shared, runtime, clears, random, outages: 0 }
+        Injector {
+            ground,
+            load,
+            shared,
+            runtime,
+            clears,
+            random,
+            outages: 0,
+            under_way: Vec::new(),
+            is_alone: false,
+            behind: None,
+            thin: None,
+        }
     }
 
     /// Parts wanted faults into those that can be made here, and why the others cannot.
@@ -67,27 +85,70 @@ impl<'a> Injector<'a> {
         (kinds, skipped)
     }
 
-    /// Makes one fault after the other until the time is over.
+    /// Makes one fault after the other, and beside each other where they may be, until the time is over.
     ///
     /// # Errors
     /// When the cluster's processes cannot be handled any more.
-    pub(super) fn run(&mut self, plan: Plan, until: Duration) -> Result<()> {
-        for step in plan {
+    pub(super) fn run(&mut self, mut schedule: Schedule, until: Duration) -> Result<()> {
+        while !schedule.is_over() && !self.shared.is_ending() && self.shared.elapsed() < until {
+            self.go_on()?;
+            let Some(step) = schedule.next(self.broken()) else {
+                self.shared.rest(EVERY);
+                continue;
+            };
             self.shared.rest(Duration::from_millis(step.rest_ms));
-            if self.shared.is_ending() || self.shared.elapsed() > until {
+            if self.shared.is_ending() {
                 break;
             }
-            self.outages += u32::from(step.fault == Fault::KillCoordinators);
-            self.shared.hits(match step.fault {
-                Fault::KillCoordinators => Hit::Outage(self.outages),
-                fault if fault.spares_nodes() => Hit::Coordinators,
-                _ => Hit::Nodes,
+            let is_outage = self.ends_majority(step);
+            self.outages += u32::from(is_outage);
+            self.shared.hits(match is_outage {
+                true => Hit::Outage(self.outages),
+                false => hit_by(step.fault, self.broken(), self.shared.hit()),
             });
+            if self.begin(step)? {
+                continue;
+            }
             let what = self.perform(step)?;
             self.shared.made(step.fault);
             self.mend(step.fault, &what)?;
         }
+        while !self.under_way.is_empty() && !self.shared.is_ending() {
+            self.go_on()?;
+            self.shared.rest(EVERY);
+        }
+        self.count_damage();
         Ok(())
+    }
+
+    /// Says whether it may be that nobody leads for as long as this takes.
+    fn ends_majority(&self, step: Step) -> bool {
+        let all = self.ground.coordinators().len();
+        match step.fault {
+            Fault::KillCoordinators => true,
+            Fault::PowerCut => all - cuts_of(step, all) <= all / 2,
+            _ => false,
+        }
+    }
+
+    /// Notes how long nobody led, from `begun` on; a change has been made again.
+    pub(super) fn end_outage(&mut self, begun: Instant) {
+        let outage = Outage {
+            took: (begun.elapsed() + RENEWAL).as_secs_f64(),
+            serving_lease: self.ground.leases().1.as_secs_f64(),
+        };
+        self.shared.figures().outages.insert(self.outages, outage);
+    }
+
+    /// Says what is broken now.
+    fn broken(&self) -> Broken {
+        Broken {
+            coordinators: usize::from(self.behind.is_some()),
+            nodes: self.gone_nodes().len(),
+            is_thin: self.thin.is_some(),
+            is_alone: self.is_alone,
+            is_read: self.under_way.iter().any(|one| matches!(one, UnderWay::Looks(_))),
+        }
     }
 
     /// Gives the cluster back.
@@ -117,133 +178,94 @@ impl<'a> Injector<'a> {
         Ok(())
     }
 
-    /// Makes one fault. Says who was hit.
+    /// Sees whether nodes or coordinators are whole again that were hit, and looks for what was promised where nodes were.
+    pub(super) fn see_what_is_whole(&mut self) -> Result<()> {
+        self.ground.revive()?;
+        self.ground.tell_ends(self.shared);
+        if self.behind.is_some() && self.under_way.iter().all(|one| !one.hits_coordinators()) {
+            let lacking = self.ground.silent();
+            settle(self.shared, &mut self.behind, lacking, "coordinators follow");
+            self.is_alone = self.behind.is_some() && self.is_alone;
+        }
+        if self.thin.is_some() {
+            let gone = self.gone_nodes();
+            let lacking = match self.runtime.block_on(self.load.client().refresh()) {
+                Err(error) => Some(format!("no map: {error}")),
+                Ok(map) => self.ground.lacking(&map, &gone),
+            };
+            if settle(self.shared, &mut self.thin, lacking, "nodes are whole") {
+                self.ground.renewed(&gone);
+                self.shared.oracle().heals();
+                self.runtime.block_on(self.load.check_promises());
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes one fault that nothing else overlaps. Says who was hit.
     fn perform(&mut self, step: Step) -> Result<String> {
         let gone = Duration::from_millis(GONE_MS * step.per_mille / 1000);
         match step.fault {
-            Fault::KillLeader => {
-                let leader = self.leader()?;
-                self.ground.kill(&leader)?;
-                let took = self.beat();
-                self.shared.figures().failovers.extend(took);
-                self.ground.start(&leader)?;
-                Ok(format!("{leader}, changes again after {:.2} s", took.unwrap_or(f64::INFINITY)))
-            }
-            Fault::KillFollower => {
-                let leader = self.leader()?;
-                let followers: Vec<String> =
-                    self.ground.coordinators().into_iter().filter(|id| *id != leader).collect();
-                let follower = pick(&followers, step.victim)?;
-                self.ground.kill(follower)?;
-                self.shared.rest(gone);
-                self.ground.start(follower)?;
-                Ok(follower.clone())
-            }
             Fault::KillCoordinators => {
                 let all = self.ground.coordinators();
+                let serving = self.ground.leases().1;
                 let begun = Instant::now();
                 for id in &all {
                     self.ground.kill(id)?;
                 }
-                // Shorter than nodes serve without them.
-                self.shared.rest(gone / 4);
+                // Shorter than nodes serve without them, by as much as it takes until they are heard again.
+                self.shared.rest(gone.min(serving / 4));
                 for id in &all {
                     self.ground.start(id)?;
                 }
                 self.beat();
-                let outage = Outage {
-                    took: (begun.elapsed() + RENEWAL).as_secs_f64(),
-                    serving_lease: self.ground.leases().1.as_secs_f64(),
-                };
-                self.shared.figures().outages.insert(self.outages, outage);
+                self.end_outage(begun);
                 Ok(format!("{}, changes again after {:.2} s", all.join(", "), begun.elapsed().as_secs_f64()))
-            }
-            Fault::KillNode => {
-                let node = self.node(step)?;
-                self.hurts(&node);
-                self.ground.kill(&node)?;
-                self.shared.rest(gone);
-                self.ground.start(&node)?;
-                Ok(format!("{node}, gone for {:.1} s", gone.as_secs_f64()))
-            }
-            Fault::RestartNode => {
-                let node = self.node(step)?;
-                self.hurts(&node);
-                self.ground.finish(&node)?;
-                self.ground.start(&node)?;
-                Ok(node)
-            }
-            Fault::PauseLeader => {
-                let leader = self.leader()?;
-                self.ground.pause(&leader);
-                let took = self.beat();
-                self.shared.rest(Duration::from_millis(PAUSE_MS * step.per_mille / 1000));
-                self.ground.resume(&leader);
-                Ok(format!("{leader}, changes again after {:.2} s", took.unwrap_or(f64::INFINITY)))
-            }
-            Fault::PauseNode => self.pause_node(step),
-            Fault::FlipBits => {
-                let node = self.node(step)?;
-                let before = self.ground.bad_records(self.load, &node);
-                let (begun, dir) = (Instant::now(), self.ground.dir());
-                let mut flipped = rot::flip(dir, &node, &mut self.random, self.load, self.shared)?;
-                // Blocks come to disks when memory is full: early in a run there are none yet.
-                let has_disks = !rot::files(dir, &node).is_empty();
-                while flipped.is_empty() && has_disks && begun.elapsed() < MAX_PAUSE {
-                    self.shared.rest(AGAIN);
-                    flipped = rot::flip(dir, &node, &mut self.random, self.load, self.shared)?;
-                }
-                // Again, as each time one of the replicas is asked.
-                for _ in 0..LOOKS {
-                    self.runtime.block_on(self.load.look(&flipped));
-                }
-                let found = self.ground.bad_records(self.load, &node).saturating_sub(before);
-                let mut figures = self.shared.figures();
-                figures.flipped += flipped.len() as u64;
-                figures.damage_found += found;
-                Ok(format!("{} blocks of {node}, {found} found by it", flipped.len()))
             }
             _ => self.perform_on_host(step),
         }
     }
 
-    /// Stops a node past its leases. Meanwhile a tenant is cleared; the node wakes with blocks of before.
-    fn pause_node(&mut self, step: Step) -> Result<String> {
+    /// Flips bits of records on a node's disk, and has them read.
+    pub(super) fn flip_bits(&mut self, step: Step) -> Result<()> {
+        self.count_damage();
         let node = self.node(step)?;
-        let (lease, serving) = self.ground.leases();
-        let past = if serving < MAX_PAUSE { serving } else { lease };
-        self.hurts(&node);
-        let begun = Instant::now();
-        self.ground.pause(&node);
-        let (asker, mut answer) = oneshot::channel();
-        // Whoever clears ends before this only where the run does.
-        let is_asked = self.runtime.block_on(self.clears.send(asker)).is_ok();
-        self.shared.rest(past + past / 10 + Duration::from_secs(1));
-        // Acknowledged while it sleeps, where that is possible at all: it wakes with blocks that are stale by then.
-        let mut cleared = None;
-        while is_asked && cleared.is_none() && begun.elapsed() < past * 2 + CLEAR_LIMIT / 2 {
-            cleared = answer.try_recv().ok();
-            self.shared.rest(AGAIN);
+        let flipped = rot::flip(self.ground.dir(), &node, &mut self.random, self.load, self.shared)?;
+        // Blocks come to disks when memory is full: early in a run there are none yet.
+        if flipped.is_empty() {
+            return Ok(());
         }
-        self.ground.resume(&node);
-        let mut figures = self.shared.figures();
-        if begun.elapsed() > past {
-            figures.pauses += 1;
-            figures.pauses_past_serving += u64::from(past == serving);
-            figures.clears_in_pauses += u64::from(past == serving && cleared == Some(true));
-        }
-        drop(figures);
-        self.runtime.block_on(self.load.look_at_cleared());
-        let said = match cleared {
-            Some(true) => "a tenant was cleared meanwhile",
-            _ => "no clear was acknowledged meanwhile",
+        self.shared.figures().flipped += flipped.len() as u64;
+        self.shared.made(Fault::FlipBits);
+        self.shared.say(&format!("flip-bits {} blocks of {node}", flipped.len()));
+        let (load, mut prefixes) = (self.load.clone(), flipped);
+        prefixes.sort_unstable();
+        prefixes.dedup();
+        let looks = async move {
+            // Again, as each time one of the replicas is asked.
+            for _ in 0..LOOKS {
+                load.look(&prefixes).await;
+            }
         };
-        Ok(format!("{node}, for {:.1} s, {said}", begun.elapsed().as_secs_f64()))
+        self.under_way.push(UnderWay::Looks(self.runtime.spawn(looks)));
+        Ok(())
+    }
+
+    /// Counts what nodes have found to be damaged since they were last asked.
+    pub(super) fn count_damage(&mut self) {
+        for node in self.standing_nodes() {
+            let found = self.ground.new_damage(self.load, &node);
+            self.shared.figures().damage_found += found;
+        }
     }
 
     /// Makes a change; returns how long it took in seconds, and counts it as not healed when it never came.
     pub(super) fn beat(&self) -> Option<f64> {
         let took = self.runtime.block_on(self.load.beat());
+        self.note_beat(took)
+    }
+
+    pub(super) fn note_beat(&self, took: Option<Duration>) -> Option<f64> {
         if took.is_none() {
             self.shared.figures().not_healed += 1;
             self.shared.found("no change could be made within 30 s of a coordinator's fault".to_owned());
@@ -261,9 +283,37 @@ impl<'a> Injector<'a> {
         self.ground.leader().context("no coordinator says that it leads")
     }
 
+    /// Picks a node of those that are there.
     pub(super) fn node(&self, step: Step) -> Result<String> {
-        pick(&self.ground.nodes(), step.victim).cloned()
+        pick(&self.standing_nodes(), step.victim).cloned()
     }
+
+    fn standing_nodes(&self) -> Vec<String> {
+        let gone = self.gone_nodes();
+        self.ground.nodes().into_iter().filter(|node| !gone.contains(node)).collect()
+    }
+}
+
+/// Ends what was not healed where nothing is lacking any more, or where that takes too long. Says whether it is healed.
+fn settle(shared: &Shared, unhealed: &mut Option<Unhealed>, lacking: Option<String>, healed: &str) -> bool {
+    let Some(one) = unhealed.take() else { return false };
+    let Some(lacking) = lacking else {
+        let took = one.since.elapsed().as_secs_f64();
+        shared.say(&format!("{healed} {took:.1} s after {}", one.what));
+        return true;
+    };
+    if one.since.elapsed() > HEAL_LIMIT {
+        shared.figures().not_healed += 1;
+        shared.found(format!("{}: not whole again in time: {lacking}", one.what));
+    } else {
+        *unhealed = Some(one);
+    }
+    false
+}
+
+/// Returns of how many coordinators' disks, of so many, a step cuts the power.
+pub(super) fn cuts_of(step: Step, all: usize) -> usize {
+    1 + step.per_mille as usize % all.max(1)
 }
 
 /// Picks who is hit.

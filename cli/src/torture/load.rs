@@ -6,7 +6,7 @@ use kvhive_client::{
     Client, ClientConfig, FetchOutcome, NamespaceClient, Prefix, StoreOptions, StoreOutcome,
 };
 use kvhive_oracle::Label;
-use kvhive_oracle::{Answer, Hit, Random, payload};
+use kvhive_oracle::{Answer, Random, payload};
 use kvhive_protocol::data::Ack;
 use kvhive_protocol::{BlockHeader, BlockKey, Layout, PinMode, Reason};
 use std::collections::HashMap;
@@ -223,10 +223,10 @@ impl Load {
             // Half of all reads are of promised blocks.
             let tenant = [KEPT, KEPT, CHURN, CLEARED][random.below(4) as usize];
             let name = random.below(u64::from(PREFIXES[usize::from(tenant)])) as u32;
-            let (begun, hit) = (Instant::now(), load.shared.hit());
+            let (begun, faults) = (Instant::now(), load.shared.faults_so_far());
             let came = load.fetch(tenant, name).await;
             if tenant == KEPT && load.is_short(name, &came) {
-                load.measure_gap(name, begun, hit).await;
+                load.measure_gap(name, begun, faults).await;
             }
             tokio::time::sleep(Duration::from_millis(random.below(READ_EVERY_MS))).await;
         }
@@ -239,7 +239,7 @@ impl Load {
     }
 
     /// Asks again until what is promised of a prefix comes, or it is given up, and notes how long that took.
-    async fn measure_gap(&self, name: u32, begun: Instant, hit: Hit) {
+    async fn measure_gap(&self, name: u32, begun: Instant, faults: usize) {
         let mut is_over = false;
         while !is_over && begun.elapsed() < GAP_LIMIT && !self.shared.is_ending() {
             tokio::time::sleep(AGAIN).await;
@@ -252,7 +252,7 @@ impl Load {
             self.shared
                 .say(&format!("prefix {name} could not be read for {:.2} s{since}", gap.as_secs_f64()));
         }
-        self.shared.gap(gap, hit);
+        self.shared.gap(gap, faults);
     }
 
     /// Fetches a prefix, judges every block that comes, and says which came.

@@ -8,15 +8,19 @@ use kvhive_config::{Bytes, ClusterConfig};
 
 /// Of the cluster of its own: short, so that nodes are stopped for longer than it in little time.
 const SERVING_LEASE: &str = "5s";
+/// Who is gone is not waited for, so that the cluster is whole without it soon, and the next may go.
+const REPAIR_AFTER: &str = "0s";
 
 /// What is known of every file that is made here.
 pub(super) const LISTS: &str = "a local cluster lists its nodes";
 
-/// Makes the folder of a cluster of its own, with the file that `write` makes of what it is to be.
+/// Makes the folder of a cluster of its own, with the file that `write` makes of what it is to be; whether nodes are to be stopped past
+/// their serving lease decides how long that is.
 ///
 /// # Errors
 /// When the folder or the file cannot be made.
 pub(super) fn prepared(
+    pauses: bool,
     write: impl FnOnce(&ClusterConfig) -> Result<String>,
 ) -> Result<(tempfile::TempDir, ClusterConfig)> {
     let folder = tempfile::Builder::new().prefix(&format!("{FOLDER}{}-", std::process::id())).tempdir()?;
@@ -33,8 +37,11 @@ pub(super) fn prepared(
     };
     local::prepare(folder.path(), Some(shape), false)?;
     let file = folder.path().join(local::CONFIG_FILE);
-    let lease = [("KVHIVE_CLUSTER__SERVING_LEASE".to_owned(), SERVING_LEASE.to_owned())];
-    let config = ClusterConfig::from_toml(&std::fs::read_to_string(&file)?, lease)?;
+    let lease = ("KVHIVE_CLUSTER__SERVING_LEASE".to_owned(), SERVING_LEASE.to_owned());
+    let repair = ("KVHIVE_CLUSTER__REPAIR_AFTER".to_owned(), REPAIR_AFTER.to_owned());
+    // Where nobody is stopped for as long, it is as long as everywhere: so that coordinators may be gone for some seconds.
+    let own = Some(lease).filter(|_| pauses).into_iter().chain([repair]);
+    let config = ClusterConfig::from_toml(&std::fs::read_to_string(&file)?, own)?;
     std::fs::write(&file, write(&config)?)?;
     Ok((folder, config))
 }

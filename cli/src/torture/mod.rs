@@ -10,6 +10,7 @@ mod load;
 mod made;
 mod rot;
 mod shared;
+mod under_way;
 
 use crate::bench::Machine;
 use crate::{commands, report};
@@ -19,7 +20,7 @@ use ground::Ground;
 use histories::Histories;
 use inject::Injector;
 use kvhive_oracle::report::Bar;
-use kvhive_oracle::{Fault, Plan, Report};
+use kvhive_oracle::{Fault, Plan, Report, Schedule, Size};
 use load::Load;
 use serde::Serialize;
 use shared::Shared;
@@ -119,10 +120,11 @@ impl Torture {
         shared.heed_signals(&runtime);
         shared.watch_lag();
         shared.say(&format!("seed {seed}"));
+        let pauses = self.only.is_empty() || self.only.contains(&Fault::PauseNode);
         let ground = match &self.dir {
             Some(dir) => Ground::of(dir)?,
-            None if self.namespaces => Ground::isolated()?,
-            None => Ground::own()?,
+            None if self.namespaces => Ground::isolated(pauses)?,
+            None => Ground::own(pauses)?,
         };
         let told = self.drive(seed, ground, &shared, &runtime)?;
         if self.json {
@@ -156,6 +158,11 @@ impl Torture {
             wanted.extend(Fault::OF_PROCESSES);
             wanted.extend(Fault::OF_HOSTS.iter().filter(|_| self.namespaces));
         }
+        let size = Size {
+            coordinators: ground.coordinators().len(),
+            nodes: ground.nodes().len(),
+            replicas: usize::from(load.client().map().settings.replicas),
+        };
         let mut injector = Injector::new(ground, &load, shared, runtime, clears);
         let (kinds, skipped) = injector.possible(wanted);
         // What was asked for by name and cannot be made has not shown anything.
@@ -165,7 +172,7 @@ impl Torture {
         }
         let until = shared.elapsed() + Duration::from_secs_f64(self.minutes * 60.0);
         let begun = shared.elapsed();
-        let done = injector.run(Plan::new(seed, kinds), until);
+        let done = injector.run(Schedule::new(Plan::new(seed, kinds), size), until);
         let seconds = (shared.elapsed() - begun).as_secs_f64();
         let interrupted = shared.is_interrupted();
         // Whatever came of it: the clients end first, then what was asked of them is judged.

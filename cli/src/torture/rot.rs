@@ -1,6 +1,6 @@
 //! Bits of blocks flipped in the files of a disk tier, below everything that checks them.
 
-use super::load::Load;
+use super::load::{KEPT, Load};
 use super::shared::Shared;
 use anyhow::Result;
 use kvhive_oracle::Random;
@@ -16,9 +16,9 @@ const PAGE: u64 = 4096;
 const HEADER_AT: usize = 88;
 const MAGIC: &[u8] = b"KVRECORD";
 /// Records flipped at a time.
-const FLIPS: usize = 8;
+const FLIPS: usize = 64;
 /// Records looked at, at most, to find as many.
-const LOOKS: u64 = 400;
+const LOOKS: u64 = 2000;
 
 /// Returns the files of a node's disk tiers, with the bytes of their frames.
 pub(super) fn files(dir: &Path, node: &str) -> Vec<(PathBuf, u64)> {
@@ -37,7 +37,8 @@ pub(super) fn files(dir: &Path, node: &str) -> Vec<(PathBuf, u64)> {
     found
 }
 
-/// Flips one bit each of some blocks of this run that are on a node's disks. Returns the prefixes that they are of.
+/// Flips one bit each of some blocks of this run that are on a node's disks, of none that are promised: of those nothing would be any
+/// more. Returns the prefixes that they are of.
 ///
 /// # Errors
 /// When a file cannot be read or written.
@@ -59,7 +60,8 @@ pub(super) fn flip(
             }
             let at = random.below(records) * record;
             let Some(header) = header(&file, at)? else { continue };
-            let Some((tenant, name, place)) = load.block_of(&header) else { continue };
+            let block = load.block_of(&header).filter(|(tenant, ..)| *tenant != KEPT);
+            let Some((tenant, name, place)) = block else { continue };
             // Told before it is done: a fetch may miss it from then on.
             shared.oracle().damages(tenant, name, place);
             let byte = at + PAGE + random.below(header.payload_bytes);

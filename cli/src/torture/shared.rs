@@ -24,7 +24,8 @@ pub(super) struct Shared {
     findings: Mutex<Vec<String>>,
     /// How late timers of this process were, and when.
     lags: Mutex<VecDeque<(Duration, Duration)>>,
-    hit: Mutex<Hit>,
+    /// Whom each fault has hit.
+    hits: Mutex<Vec<Hit>>,
     ending: AtomicBool,
     interrupted: AtomicBool,
     next: AtomicU64,
@@ -45,7 +46,7 @@ impl Shared {
             figures: Mutex::default(),
             findings: Mutex::default(),
             lags: Mutex::default(),
-            hit: Mutex::new(Hit::Coordinators),
+            hits: Mutex::new(vec![Hit::Coordinators]),
             ending: AtomicBool::new(false),
             interrupted: AtomicBool::new(false),
             next: AtomicU64::new(1),
@@ -110,17 +111,31 @@ impl Shared {
 
     /// Says whom the fault hits that comes.
     pub(super) fn hits(&self, hit: Hit) {
-        *open(&self.hit) = hit;
+        open(&self.hits).push(hit);
     }
 
-    /// For so long promised blocks could not be read, from this time on.
-    pub(super) fn gap(&self, gap: Duration, hit: Hit) {
+    /// For so long promised blocks could not be read, from when there had been so many faults on.
+    pub(super) fn gap(&self, gap: Duration, faults: usize) {
+        let hits = open(&self.hits);
+        let mut since = hits.iter().skip(faults.saturating_sub(1)).copied();
+        let first = since.next().unwrap_or(Hit::Coordinators);
+        let hit = match first {
+            // Of the outage that it began in, whatever comes after.
+            Hit::Outage(_) => first,
+            _ => since.fold(first, Hit::and),
+        };
+        drop(hits);
         self.figures().gap(gap.as_secs_f64(), hit);
     }
 
     /// Returns whom the present fault hits.
     pub(super) fn hit(&self) -> Hit {
-        *open(&self.hit)
+        open(&self.hits).last().copied().unwrap_or(Hit::Coordinators)
+    }
+
+    /// Returns how many faults there have been.
+    pub(super) fn faults_so_far(&self) -> usize {
+        open(&self.hits).len()
     }
 
     /// Ends the clients.
@@ -206,11 +221,19 @@ mod tests {
     #[test]
     fn gaps_are_counted_by_whom_the_fault_hits() {
         let shared = Shared::new(1, 1);
-        shared.gap(Duration::from_millis(500), shared.hit());
+        let before = shared.faults_so_far();
+        shared.gap(Duration::from_millis(500), before);
         shared.hits(Hit::Nodes);
-        shared.gap(Duration::from_secs(1), shared.hit());
+        shared.gap(Duration::from_secs(1), shared.faults_so_far());
+        // It began before the node was hit.
+        shared.gap(Duration::from_secs(2), before);
+        shared.hits(Hit::Outage(1));
+        let outage = shared.faults_so_far();
+        shared.hits(Hit::Nodes);
+        shared.gap(Duration::from_secs(3), outage);
         let figures = shared.figures();
         assert_eq!((&figures.gaps_coordinators[..], &figures.gaps_nodes[..]), (&[0.5][..], &[1.0][..]));
+        assert_eq!((&figures.gaps_both[..], &figures.gaps_outage[..]), (&[2.0][..], &[(1, 3.0)][..]));
     }
 
     #[test]

@@ -7,12 +7,14 @@ use axum::http::request::Parts;
 use axum::middleware::Next;
 use axum::response::Response;
 use kvhive_runtime::http::Role;
+use kvhive_steps::step;
 use serde::Serialize;
 use std::convert::Infallible;
 use std::fmt;
 use std::fs::{File, OpenOptions, rename};
 use std::io::{self, Write};
 use std::net::SocketAddr;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -155,8 +157,18 @@ struct Book {
 
 impl Book {
     fn open(folder: PathBuf) -> io::Result<Book> {
-        let file = OpenOptions::new().create(true).append(true).open(folder.join(FILE))?;
-        let bytes = file.metadata()?.len();
+        let mut file = OpenOptions::new().create(true).append(true).read(true).open(folder.join(FILE))?;
+        let mut bytes = file.metadata()?.len();
+        let mut last = [b'\n'];
+        if let Some(at) = bytes.checked_sub(1) {
+            file.read_exact_at(&mut last, at)?;
+        }
+        // A process that ended has left a part of a line: the next one is not joined to it.
+        if last != *b"\n" {
+            step("audit: end line")?;
+            file.write_all(b"\n")?;
+            bytes += 1;
+        }
         Ok(Book { folder, file, bytes })
     }
 
@@ -192,9 +204,16 @@ impl Book {
     fn add(&mut self, line: &[u8]) -> io::Result<()> {
         if self.bytes + line.len() as u64 > MAX_FILE_BYTES {
             let path = self.folder.join(FILE);
-            rename(&path, self.folder.join(format!("{FILE}.1")))?;
+            step("audit: put aside")?;
+            match rename(&path, self.folder.join(format!("{FILE}.1"))) {
+                // It was, and the next one could not be made.
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            step("audit: begin anew")?;
             *self = Book::open(self.folder.clone())?;
         }
+        step("audit: write line")?;
         self.file.write_all(line)?;
         self.bytes += line.len() as u64;
         Ok(())
@@ -204,12 +223,14 @@ impl Book {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kvhive_steps::at_each;
 
     #[test]
     fn a_full_file_is_put_aside_and_the_one_before_it_is_gone() {
         let folder = tempfile::tempdir().expect("a folder");
         let mut book = Book::open(folder.path().to_owned()).expect("it is writable");
-        let line = vec![b'x'; (MAX_FILE_BYTES / 2) as usize];
+        let mut line = vec![b'x'; (MAX_FILE_BYTES / 2) as usize];
+        *line.last_mut().expect("it has bytes") = b'\n';
         for _ in 0..5 {
             book.add(&line).expect("there is room");
         }
@@ -219,6 +240,45 @@ mod tests {
         let again = Book::open(folder.path().to_owned()).expect("it is writable");
         assert_eq!(again.bytes, MAX_FILE_BYTES / 2);
     }
+
+    #[test]
+    fn a_file_whose_putting_aside_ends_anywhere_goes_on_in_this_process_and_in_the_next() {
+        for goes_on in [false, true] {
+            at_each(&["audit: put aside", "audit: begin anew", "audit: write line"], |ends| {
+                let folder = tempfile::tempdir().expect("a folder");
+                let mut book = Book::open(folder.path().to_owned()).expect("it is writable");
+                book.add(&vec![b'x'; MAX_FILE_BYTES as usize]).expect("there is room");
+                let added = ends.run(|| book.add(b"one\n"));
+                assert_eq!(added.is_ok(), ends.before().is_none());
+                let mut book = match goes_on {
+                    true => book,
+                    false => Book::open(folder.path().to_owned()).expect("it is writable"),
+                };
+                book.cut();
+                book.add(b"two\n").expect("there is room");
+                let text = std::fs::read(folder.path().join(FILE)).expect("it is there");
+                let lines = if added.is_ok() { &b"one\ntwo\n"[..] } else { b"two\n" };
+                assert_eq!(text, lines, "{ends:?}");
+                let before = std::fs::metadata(folder.path().join("audit.jsonl.1")).expect("it is there");
+                assert!(before.len() >= MAX_FILE_BYTES, "{ends:?}");
+            });
+        }
+    }
+
+    #[test]
+    fn a_part_of_a_line_is_ended_after_a_start_that_ends_anywhere() {
+        at_each(&["audit: end line"], |ends| {
+            let folder = tempfile::tempdir().expect("a folder");
+            std::fs::write(folder.path().join(FILE), b"one\ntw").expect("there is room");
+            let opened = ends.run(|| Book::open(folder.path().to_owned()).map(drop));
+            assert_eq!(opened.is_ok(), ends.before().is_none());
+            let mut book = Book::open(folder.path().to_owned()).expect("it is writable");
+            book.add(b"three\n").expect("there is room");
+            let text = std::fs::read_to_string(folder.path().join(FILE)).expect("it is there");
+            assert_eq!((text.as_str(), book.bytes), ("one\ntw\nthree\n", 13));
+        });
+    }
+
     #[test]
     fn what_a_failed_write_left_of_a_line_is_not_joined_to_the_next() {
         let folder = tempfile::tempdir().expect("a folder");

@@ -5,6 +5,7 @@ use super::record::{Batch, MAX_RECORD_BYTES, Record, SnapshotName, Standing, cla
 use super::sector::{DATA_BYTES, Found, LogId, Place, SECTOR_BYTES, Seal, Sequence, inspect, sectors_for};
 use super::segment::{HEADER_SECTORS, Header, MAX_SEGMENT_BYTES, Segment, fill_zeros};
 use kvhive_consensus::LogEntry;
+use kvhive_steps::step;
 use rustix::fs::Advice;
 use std::fs::{File, OpenOptions};
 use std::io::Read;
@@ -96,7 +97,9 @@ pub(super) fn recover(folder: &Path, found: &[(u64, PathBuf)]) -> Result<Recover
         if let Some(until) = torn_until {
             // Never acknowledged. It goes before anything is written behind it, or it would look like damage then.
             let (from, length) = (byte_of(next), byte_of(until - next));
+            step("log: clear torn end").map_err(LogError::io(path))?;
             fill_zeros(&file, from, length).map_err(LogError::io(path))?;
+            step("log: sync torn end").map_err(LogError::io(path))?;
             file.sync_data().map_err(LogError::sync(path))?;
         }
         check_whole(folder, &standing, &entries)?;

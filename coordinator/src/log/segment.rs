@@ -3,6 +3,7 @@
 use super::error::LogError;
 use super::sector::{LogId, Place, SECTOR_BYTES, Sequence, read_u32, read_u64, seal, sectors_for};
 use kvhive_control::STATE_VERSION;
+use kvhive_steps::step;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -57,18 +58,26 @@ impl Segment {
         let header = Header { log, number, first, sectors };
         let fail = LogError::io(&next);
         let mut options = OpenOptions::new();
+        step("log: make segment").map_err(&fail)?;
         let file = options.create(true).truncate(true).write(true).read(true).open(&next).map_err(&fail)?;
         let length = sectors * SECTOR_BYTES as u64;
+        step("log: size segment").map_err(&fail)?;
         rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, length)
             .map_err(|errno| fail(errno.into()))?;
         // Allocated blocks still count as unwritten; writing zeros now spares each sync an update of the file's extents.
+        step("log: zero segment").map_err(&fail)?;
         fill_zeros(&file, 0, length).map_err(&fail)?;
+        step("log: write header").map_err(&fail)?;
         file.write_all_at(&header.encode(), 0).map_err(&fail)?;
         let place = Place { log, segment: number, sector: HEADER_SECTORS };
         let sealed = seal(anchor, place, first);
+        step("log: write anchor").map_err(&fail)?;
         file.write_all_at(&sealed, HEADER_SECTORS * SECTOR_BYTES as u64).map_err(&fail)?;
+        step("log: sync segment").map_err(&fail)?;
         file.sync_all().map_err(LogError::sync(&next))?;
+        step("log: name segment").map_err(&fail)?;
         std::fs::rename(&next, &path).map_err(&fail)?;
+        step("log: sync name").map_err(&fail)?;
         sync_folder(folder)?;
         Ok(Segment { file, path, header, next: HEADER_SECTORS + sectors_for(anchor.len() as u64) })
     }
@@ -84,7 +93,10 @@ impl Segment {
         let place = Place { log: self.header.log, segment: self.header.number, sector: self.next };
         let sealed = seal(record, place, sequence);
         let at = self.next * SECTOR_BYTES as u64;
-        self.file.write_all_at(&sealed, at).map_err(LogError::io(&self.path))?;
+        let fail = LogError::io(&self.path);
+        step("log: write record").map_err(&fail)?;
+        self.file.write_all_at(&sealed, at).map_err(&fail)?;
+        step("log: sync record").map_err(&fail)?;
         self.file.sync_data().map_err(LogError::sync(&self.path))?;
         self.next += sectors_for(record.len() as u64);
         Ok(())

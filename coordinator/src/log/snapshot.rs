@@ -6,6 +6,7 @@ use super::record::SnapshotName;
 use super::sector::{LogId, read_u32, read_u64};
 use super::segment::sync_folder;
 use kvhive_consensus::SnapshotRecord;
+use kvhive_steps::step;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -30,7 +31,7 @@ pub(super) fn write(folder: &Path, log: LogId, snapshot: &SnapshotRecord) -> Res
 }
 
 /// Writes a snapshot under a name that nobody reads.
-pub(super) fn write_beside(folder: &Path, log: LogId, snapshot: &SnapshotRecord) -> Result<(), LogError> {
+fn write_beside(folder: &Path, log: LogId, snapshot: &SnapshotRecord) -> Result<(), LogError> {
     let next = folder.join(NEXT_NAME);
     let mut head = [0; HEADER_BYTES];
     head[..8].copy_from_slice(&MAGIC);
@@ -40,15 +41,23 @@ pub(super) fn write_beside(folder: &Path, log: LogId, snapshot: &SnapshotRecord)
     head[40..44].copy_from_slice(&FORMAT.to_le_bytes());
     let sum = sum(&head, &snapshot.data);
     head[44..].copy_from_slice(&sum.to_le_bytes());
-    let mut file = File::create(&next).map_err(LogError::io(&next))?;
-    file.write_all(&head).and_then(|()| file.write_all(&snapshot.data)).map_err(LogError::io(&next))?;
+    let fail = LogError::io(&next);
+    step("snapshot: make").map_err(&fail)?;
+    let mut file = File::create(&next).map_err(&fail)?;
+    step("snapshot: write header").map_err(&fail)?;
+    file.write_all(&head).map_err(&fail)?;
+    step("snapshot: write state").map_err(&fail)?;
+    file.write_all(&snapshot.data).map_err(&fail)?;
+    step("snapshot: sync").map_err(&fail)?;
     file.sync_all().map_err(LogError::sync(&next))
 }
 
 /// Gives what was written beside its name.
-pub(super) fn publish(folder: &Path, index: u64) -> Result<(), LogError> {
+fn publish(folder: &Path, index: u64) -> Result<(), LogError> {
     let next = folder.join(NEXT_NAME);
+    step("snapshot: name").map_err(LogError::io(&next))?;
     std::fs::rename(&next, path_of(folder, index)).map_err(LogError::io(&next))?;
+    step("snapshot: sync name").map_err(LogError::io(folder))?;
     sync_folder(folder)
 }
 
@@ -103,6 +112,7 @@ pub(super) fn others(folder: &Path, keep: Option<u64>) -> Result<Vec<PathBuf>, L
 /// Removes what [`others`] finds.
 pub(super) fn remove_others(folder: &Path, keep: Option<u64>) -> Result<(), LogError> {
     for path in others(folder, keep)? {
+        step("log: remove what is left over").map_err(LogError::io(&path))?;
         std::fs::remove_file(&path).map_err(LogError::io(&path))?;
     }
     Ok(())

@@ -7,6 +7,7 @@ use super::sector::{LogId, Sequence};
 use super::segment::{self, Segment, sync_folder};
 use super::snapshot::{self, MAX_SNAPSHOT_BYTES};
 use kvhive_consensus::{LogBatch, Restored};
+use kvhive_steps::step;
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 
@@ -126,6 +127,7 @@ impl LogStore {
         let current = Segment::create(folder, (log, 1, sequence), &encode_anchor(&standing), 0)?;
         // The folder's own name must last as well.
         if let Some(parent) = folder.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            step("log: sync parent").map_err(LogError::io(parent))?;
             sync_folder(parent)?;
         }
         Ok(LogStore {
@@ -188,9 +190,11 @@ impl LogStore {
         while let Some((path, highest)) = self.older.first()
             && Some(*highest) <= index
         {
+            step("log: remove segment").map_err(LogError::io(path))?;
             std::fs::remove_file(path).map_err(LogError::io(path))?;
             self.older.remove(0);
             // Each before the next, so that what is left never has a gap.
+            step("log: sync removal").map_err(LogError::io(&self.folder))?;
             sync_folder(&self.folder)?;
         }
         snapshot::remove_others(&self.folder, index)
@@ -228,6 +232,9 @@ fn group_length(batches: &[LogBatch]) -> usize {
     over.unwrap_or(batches.len()).max(1)
 }
 
+#[cfg(test)]
+#[path = "crash_test.rs"]
+mod crash_tests;
 #[cfg(test)]
 #[path = "damage_test.rs"]
 mod damage_tests;

@@ -4,7 +4,6 @@ use super::super::error::LogError;
 use super::super::record::MAX_RECORD_BYTES;
 use super::super::sector::SECTOR_BYTES;
 use super::super::segment::{SEGMENT_BYTES, path_of};
-use super::super::snapshot;
 use super::LogStore;
 use kvhive_consensus::{LogBatch, LogEntry, Restored, SnapshotRecord};
 use std::fs::{self, File, OpenOptions};
@@ -177,48 +176,6 @@ fn a_leaders_snapshot_replaces_the_whole_log() {
     let held = reopen(folder.path()).expect("it opens");
     assert_eq!(held, model(&batches));
     assert_eq!(held.entries, [entry(11, 2), entry(12, 2)]);
-}
-
-#[test]
-fn a_crash_at_any_step_of_a_snapshot_leaves_the_old_state_or_the_new() {
-    let each = SEGMENT_BYTES as usize / 3;
-    let mut batches = vec![voted(1)];
-    batches.extend((1..=9).map(|index| large(index, each)));
-    batches.push(snapshot(2, false));
-    let newer = snapshot(8, false);
-    let record = newer.snapshot.clone().expect("it is one");
-    let old = model(&batches);
-    batches.push(newer.clone());
-    let new = model(&batches);
-    for steps in 0..=5 {
-        let folder = written(&batches[..batches.len() - 1]);
-        let (mut store, _) = LogStore::open(folder.path()).expect("it opens");
-        let log = store.log;
-        if steps >= 1 {
-            snapshot::write_beside(folder.path(), log, &record).expect("room on disk");
-        }
-        if steps >= 2 {
-            snapshot::publish(folder.path(), record.index).expect("room on disk");
-        }
-        if steps >= 3 {
-            store.append(std::slice::from_ref(&newer)).expect("room on disk");
-        }
-        if steps >= 4 {
-            fs::remove_file(&store.older[0].0).expect("it is there");
-        }
-        if steps >= 5 {
-            store.older.remove(0);
-            store.compact().expect("the rest goes");
-        }
-        drop(store);
-        let expected = if steps < 3 { &old } else { &new };
-        assert_eq!(&reopen(folder.path()).expect("it opens"), expected, "after step {steps}");
-        let kept = expected.snapshot.as_ref().expect("both have one").index;
-        assert!(snapshot::others(folder.path(), Some(kept)).expect("a folder").is_empty(), "step {steps}");
-        // Life goes on from either.
-        let (mut store, _) = LogStore::open(folder.path()).expect("it opens");
-        store.write(&[large(10, each)]).expect("room on disk");
-    }
 }
 
 #[test]

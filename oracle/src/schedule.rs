@@ -1,0 +1,268 @@
+//! What is broken at the same time. Each promise stands while so much is whole: a majority of the coordinators, a copy of each block
+//! at whoever is left. A fault begins once what is under way leaves it that much, so that no promise is voided by the overlap, and what
+//! fewer are hit by is not judged as if more were.
+
+use crate::plan::{Fault, Plan, Step};
+use crate::report::Hit;
+use std::collections::VecDeque;
+
+/// Steps that are looked at for one that may begin.
+const WINDOW: usize = 16;
+
+/// How large the cluster is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Size {
+    /// How many coordinators it has.
+    pub coordinators: usize,
+    /// How many nodes.
+    pub nodes: usize,
+    /// How many of them hold a block.
+    pub replicas: usize,
+}
+
+/// What is broken now, as whoever breaks it knows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Broken {
+    /// Coordinators that are gone, are stopped, or do not follow yet.
+    pub coordinators: usize,
+    /// Nodes that are gone or stopped.
+    pub nodes: usize,
+    /// A node was lost since it was known that every slot has all of its replicas among those that are there.
+    pub is_thin: bool,
+    /// What is under way is to be alone.
+    pub is_alone: bool,
+    /// Damaged records are being read.
+    pub is_read: bool,
+}
+
+impl Broken {
+    /// Says whether everything is whole.
+    pub fn is_nothing(self) -> bool {
+        Broken { is_read: false, ..self } == Broken::default()
+    }
+}
+
+/// What a fault shares the cluster with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Lane {
+    /// Nothing else.
+    Alone,
+    /// Whatever hits no coordinator.
+    Coordinators,
+    /// Whatever hits coordinators alone, and nodes that are gone and whose blocks are elsewhere by now.
+    Nodes,
+    /// Everything: what is damaged is no promised block.
+    Records,
+}
+
+/// A plan's steps, each as soon as it may be.
+#[derive(Clone, Debug)]
+pub struct Schedule {
+    plan: Plan,
+    size: Size,
+    next: VecDeque<Step>,
+}
+
+impl Schedule {
+    /// Makes the schedule of a plan for a cluster of this size.
+    pub fn new(plan: Plan, size: Size) -> Schedule {
+        Schedule { plan, size, next: VecDeque::new() }
+    }
+
+    /// Returns the next step that may begin, if there is one. Those of one lane keep their order, and nothing overtakes one that wants to be
+    /// alone.
+    pub fn next(&mut self, broken: Broken) -> Option<Step> {
+        let missing = WINDOW.saturating_sub(self.next.len());
+        self.next.extend(self.plan.by_ref().take(missing));
+        let mut waits: Vec<Lane> = Vec::new();
+        if broken.is_alone {
+            return None;
+        }
+        for at in 0..self.next.len() {
+            let lane = self.lane(self.next[at]);
+            let may_begin = match lane {
+                Lane::Alone => at == 0 && broken.is_nothing(),
+                lane => !waits.contains(&lane) && self.leaves_enough(lane, broken),
+            };
+            if may_begin {
+                return self.next.remove(at);
+            }
+            if lane == Lane::Alone {
+                return None;
+            }
+            waits.push(lane);
+        }
+        None
+    }
+
+    /// Says whether no plan has anything more.
+    pub fn is_over(&self) -> bool {
+        self.next.is_empty() && self.plan.clone().next().is_none()
+    }
+
+    fn lane(&self, step: Step) -> Lane {
+        match step.fault {
+            // The gap in reads that a coordinator's end makes can be told only where no node is hit.
+            Fault::KillLeader | Fault::KillFollower | Fault::PauseLeader
+                if !step.alone && self.leaves_enough(Lane::Coordinators, Broken::default()) =>
+            {
+                Lane::Coordinators
+            }
+            Fault::KillNode | Fault::RestartNode | Fault::PauseNode
+                if self.leaves_enough(Lane::Nodes, Broken::default()) =>
+            {
+                Lane::Nodes
+            }
+            Fault::FlipBits => Lane::Records,
+            _ => Lane::Alone,
+        }
+    }
+
+    /// Says whether promises stand when one more is hit.
+    fn leaves_enough(&self, lane: Lane, broken: Broken) -> bool {
+        match lane {
+            // A majority, for changes to go on.
+            Lane::Coordinators => {
+                self.size.coordinators.saturating_sub(broken.coordinators + 1) > self.size.coordinators / 2
+            }
+            // As many as hold a block, for what the one had to find room elsewhere; and no block has lost a copy by the one before.
+            Lane::Nodes => {
+                !broken.is_thin && self.size.nodes.saturating_sub(broken.nodes + 1) >= self.size.replicas
+            }
+            // Those of before are seen first.
+            Lane::Records => !broken.is_read,
+            Lane::Alone => broken.is_nothing(),
+        }
+    }
+}
+
+/// Returns whom what is under way hits, and this fault besides.
+pub fn hit_by(fault: Fault, broken: Broken, before: Hit) -> Hit {
+    let own = if fault.spares_nodes() { Hit::Coordinators } else { Hit::Nodes };
+    if broken.is_nothing() { own } else { own.and(before) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::Random;
+
+    const SIZE: Size = Size { coordinators: 3, nodes: 4, replicas: 2 };
+
+    /// A cluster that is broken by a schedule, and mends at random.
+    #[derive(Default)]
+    struct Cluster {
+        broken: Broken,
+        /// The most that were gone at once, of nodes and of both.
+        most_nodes: usize,
+        overlaps: usize,
+    }
+
+    impl Cluster {
+        /// Hits it as a step says; checks that promises stand.
+        fn hit(&mut self, step: Step, lane: Lane) {
+            match lane {
+                Lane::Alone => assert!(self.broken.is_nothing(), "{step:?} while {:?}", self.broken),
+                Lane::Coordinators => {
+                    self.overlaps += usize::from(self.broken.nodes > 0);
+                    self.broken.coordinators += 1;
+                    let left = SIZE.coordinators - self.broken.coordinators;
+                    assert!(left > SIZE.coordinators / 2, "no majority is left by {step:?}");
+                }
+                Lane::Nodes => {
+                    assert!(!self.broken.is_thin, "{step:?} takes a second copy");
+                    (self.broken.nodes, self.broken.is_thin) = (self.broken.nodes + 1, true);
+                    self.most_nodes = self.most_nodes.max(self.broken.nodes);
+                    assert!(SIZE.nodes - self.broken.nodes >= SIZE.replicas, "no room is left by {step:?}");
+                }
+                Lane::Records => {}
+            }
+        }
+
+        fn mends(&mut self, random: &mut Random) {
+            match random.below(3) {
+                0 => self.broken.coordinators = self.broken.coordinators.saturating_sub(1),
+                1 => self.broken.nodes = self.broken.nodes.saturating_sub(1),
+                _ => self.broken.is_thin = false,
+            }
+        }
+    }
+
+    #[test]
+    fn faults_overlap_and_void_no_promise() {
+        for seed in 0..50 {
+            let mut schedule = Schedule::new(Plan::new(seed, Fault::OF_PROCESSES.to_vec()), SIZE);
+            let (mut cluster, mut random) = (Cluster::default(), Random::new(seed));
+            let mut begun = 0;
+            while begun < 300 {
+                match schedule.next(cluster.broken) {
+                    Some(step) => {
+                        begun += 1;
+                        let lane = schedule.lane(step);
+                        cluster.hit(step, lane);
+                    }
+                    // A schedule that waits for more than everything being whole would not end here.
+                    None => cluster.mends(&mut random),
+                }
+            }
+            assert!(cluster.most_nodes == 2 && cluster.overlaps > 10, "seed {seed} overlaps nothing");
+        }
+    }
+
+    #[test]
+    fn each_step_of_the_plan_comes_once_and_those_of_a_lane_in_order() {
+        let plan = Plan::new(7, Fault::OF_PROCESSES.to_vec());
+        let mut schedule = Schedule::new(plan.clone(), SIZE);
+        let mut random = Random::new(7);
+        let (mut cluster, mut came) = (Cluster::default(), Vec::new());
+        while came.len() < 400 {
+            match schedule.next(cluster.broken) {
+                Some(step) => {
+                    cluster.hit(step, schedule.lane(step));
+                    came.push(step);
+                }
+                None => cluster.mends(&mut random),
+            }
+        }
+        let planned: Vec<Step> = plan.take(400 - WINDOW).collect();
+        assert!(planned.iter().all(|step| came.contains(step)));
+        let of = |steps: &[Step], lane| -> Vec<Step> {
+            steps.iter().copied().filter(|step| schedule.lane(*step) == lane).collect()
+        };
+        for lane in [Lane::Alone, Lane::Coordinators, Lane::Nodes, Lane::Records] {
+            let (planned, came) = (of(&planned, lane), of(&came, lane));
+            assert!(!planned.is_empty() && came.starts_with(&planned), "{lane:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_begins_beside_what_is_to_be_alone() {
+        let mut schedule = Schedule::new(Plan::new(1, Fault::OF_PROCESSES.to_vec()), SIZE);
+        assert_eq!(schedule.next(Broken { is_alone: true, ..Broken::default() }), None);
+        assert!(schedule.next(Broken::default()).is_some());
+        let mut flips = Schedule::new(Plan::new(1, vec![Fault::FlipBits]), SIZE);
+        assert_eq!(flips.next(Broken { is_read: true, ..Broken::default() }), None);
+        assert!(flips.next(Broken::default()).is_some());
+    }
+
+    #[test]
+    fn where_promises_leave_no_room_one_thing_is_broken_at_a_time() {
+        let size = Size { coordinators: 1, nodes: 2, replicas: 2 };
+        let mut schedule = Schedule::new(Plan::new(1, Fault::OF_PROCESSES.to_vec()), size);
+        for _ in 0..100 {
+            let step = schedule.next(Broken::default()).expect("everything is whole");
+            assert!(matches!(schedule.lane(step), Lane::Alone | Lane::Records), "{step:?}");
+        }
+        assert!(Schedule::new(Plan::new(1, Vec::new()), size).is_over());
+    }
+
+    #[test]
+    fn a_fault_beside_others_is_not_judged_as_if_it_were_alone() {
+        let whole = Broken::default();
+        let thin = Broken { is_thin: true, ..whole };
+        assert_eq!(hit_by(Fault::KillLeader, whole, Hit::Nodes), Hit::Coordinators);
+        assert_eq!(hit_by(Fault::KillLeader, thin, Hit::Nodes), Hit::Both);
+        assert_eq!(hit_by(Fault::KillNode, thin, Hit::Nodes), Hit::Nodes);
+        assert_eq!(hit_by(Fault::FlipBits, whole, Hit::Coordinators), Hit::Nodes);
+    }
+}
