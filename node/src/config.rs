@@ -25,6 +25,8 @@ use thiserror::Error;
 const MAX_CONNECTIONS: usize = 1 << 20;
 /// What names take at most in an embedded node.
 const NAMES_BYTES: u64 = 32 << 20;
+/// What guests take at most in an embedded node.
+const GUEST_BYTES: u64 = 64 << 20;
 
 /// One node.
 #[derive(Clone)]
@@ -69,6 +71,8 @@ pub struct NodeConfig {
     pub persist: Option<PersistConfig>,
     /// The most bytes that names take whose meaning this node keeps ([`kvhive_client::Values`]).
     pub names_bytes: u64,
+    /// The most bytes that blocks of slots which it is no replica of take here, for clients near it; 0 keeps none.
+    pub guest_bytes: u64,
     /// The port that speaks Redis; none for none.
     pub redis: Option<RedisConfig>,
     /// How blocks go from its GPUs to those of other nodes by NCCL; none has them all go over TCP.
@@ -130,6 +134,7 @@ impl NodeConfig {
             disk_keys: DiskKeys::default(),
             persist: None,
             names_bytes: NAMES_BYTES,
+            guest_bytes: GUEST_BYTES,
             redis: None,
             nccl: None,
             coordinators,

@@ -102,7 +102,7 @@ pub(crate) fn start_within(
     let access = config.access.clone().with(AdminRole::Admin, &config.token);
     let access = access.map_err(|error| NodeError::Config(error.to_string()))?;
     let runtime = Runtime::new(RuntimeConfig { name: config.name.clone(), io_threads: config.io_threads })?;
-    let view = Arc::new(View::new(Arc::new(BootClock), config.names_bytes));
+    let view = Arc::new(View::new(Arc::new(BootClock), config.names_bytes, config.guest_bytes));
     let counters = Arc::new(Counters::default());
     let ending = Arc::new(Ending::default());
     let (stop, stopping) = watch::channel(false);

@@ -1,6 +1,7 @@
 //! What every part of a node reads: the map served by, who this node is and how long it may serve, which only membership
 //! writes, the layouts of its blocks, which stores tell, and the names that it answers for.
 
+use crate::book::GuestBook;
 use crate::layouts::Layouts;
 use kvhive_cache::{Lapses, Names, Tenancy};
 use kvhive_protocol::block::Codec;
@@ -21,6 +22,8 @@ pub(crate) struct View {
     lapses: Mutex<Lapses>,
     pub(crate) layouts: Layouts,
     names: Mutex<Names>,
+    /// Others' blocks that are here for clients; none where none are.
+    pub(crate) guests: Option<GuestBook>,
 }
 
 /// The map served by, and this node's id in it.
@@ -38,7 +41,7 @@ impl Serving {
 }
 
 impl View {
-    pub(crate) fn new(clock: Arc<dyn Clock>, names_bytes: u64) -> View {
+    pub(crate) fn new(clock: Arc<dyn Clock>, names_bytes: u64, guest_bytes: u64) -> View {
         View {
             clock,
             serving: RwLock::new(None),
@@ -47,6 +50,7 @@ impl View {
             lapses: Mutex::default(),
             layouts: Layouts::default(),
             names: Mutex::new(Names::within(names_bytes)),
+            guests: GuestBook::within(guest_bytes),
         }
     }
 
@@ -63,6 +67,9 @@ impl View {
             // The lease is renewed when a map is taken over, so that one which has lapsed shows here.
             let lapsed = self.check_lease().is_err();
             self.names().adopt(self.now(), &fresh.map, fresh.member, lapsed);
+            if let Some(guests) = &self.guests {
+                guests.adopt(&fresh.map, fresh.member);
+            }
             *serving = Some(fresh);
         }
     }

@@ -1,5 +1,6 @@
 //! What more requests than a node can serve do to those that it serves: fetches at a fixed rate, whoever waits for the last ones (an open
 //! loop), at four fifths and at three times of what a closed loop gets, and whether all is well again afterwards without anybody's help.
+//! The same by many clients, none of which knows how many there are; and what a tenant that asks for little gets while another one floods.
 
 use super::private::Private;
 use super::{Row, quantile};
@@ -14,6 +15,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
 const PREFIXES: usize = 64;
@@ -22,10 +24,13 @@ const BLOCK_BYTES: u64 = 256 << 10;
 const BLOCKS: usize = 8;
 /// Each with connections of its own.
 const CLIENTS: usize = 4;
+const MANY_CLIENTS: usize = 32;
 /// What a read may take: about what computing it anew would.
 const DEADLINE: Duration = Duration::from_millis(100);
-/// Fetches that are under way at a time when the peak is looked for.
-const CLOSED: usize = 4 * CLIENTS;
+/// Fetches of each client that are under way when the peak is looked for.
+const CLOSED: usize = 4;
+/// What the tenant asks for that does not flood, of the peak.
+const MODEST: f64 = 0.2;
 /// What is asked at first does not count.
 const RAMP: Duration = Duration::from_secs(1);
 /// How long each stretch is.
@@ -81,11 +86,12 @@ struct Load {
 }
 
 impl Load {
-    async fn of(private: &Private) -> Result<Load> {
+    async fn of(private: &Private, tenant: &str, clients: usize) -> Result<Load> {
         let mut blocks = Vec::new();
-        for _ in 0..CLIENTS {
+        for _ in 0..clients {
             let client = private.client(|config| config.request_timeout = DEADLINE).await?;
-            blocks.push(client.namespace("default", "bench", Layout::opaque(BLOCK_BYTES as u32, 16), 0)?);
+            client.ensure_tenant(tenant, None).await?;
+            blocks.push(client.namespace(tenant, "bench", Layout::opaque(BLOCK_BYTES as u32, 16), 0)?);
         }
         let first = blocks.first().context("there are clients")?;
         let hashes = |number: usize| (0..BLOCKS).map(move |at| ((number << 16 | at) as u128).to_le_bytes());
@@ -94,8 +100,11 @@ impl Load {
             .collect();
         let memory = vec![5u8; BLOCK_BYTES as usize];
         let pieces = [&memory[..]; BLOCKS];
+        // Not by those that measure: what is stored need not be in time.
+        let patient = private.client(|_| {}).await?;
+        let stores = patient.namespace(tenant, "bench", Layout::opaque(BLOCK_BYTES as u32, 16), 0)?;
         for prefix in &prefixes {
-            let report = first.store(prefix, 0..BLOCKS, &pieces, StoreOptions::default()).await?;
+            let report = stores.store(prefix, 0..BLOCKS, &pieces, StoreOptions::default()).await?;
             if report.acknowledged() != BLOCKS {
                 bail!("{} of {BLOCKS} blocks were stored: {:?}", report.acknowledged(), report.outcomes);
             }
@@ -109,7 +118,8 @@ impl Load {
         let memory = free().pop();
         let mut memory = memory.unwrap_or_else(|| vec![0; BLOCKS * BLOCK_BYTES as usize]);
         let mut targets: Vec<&mut [u8]> = memory.chunks_mut(BLOCK_BYTES as usize).collect();
-        let (client, prefix) = (&self.blocks[draw % CLIENTS], &self.prefixes[draw / CLIENTS % PREFIXES]);
+        let clients = self.blocks.len();
+        let (client, prefix) = (&self.blocks[draw % clients], &self.prefixes[draw / clients % PREFIXES]);
         let begun = Instant::now();
         let report = client.fetch_into(prefix, 0..BLOCKS, &mut targets).await?;
         let took = begun.elapsed();
@@ -121,13 +131,14 @@ impl Load {
     async fn closed(self: &Arc<Self>) -> Result<Outcome> {
         let begun = Instant::now();
         let mut tasks = JoinSet::new();
-        for seed in 0..CLOSED {
+        for seed in 0..CLOSED * self.blocks.len() {
             let load = self.clone();
             tasks.spawn(async move {
                 let mut draws = SmallRng::seed_from_u64(seed as u64);
                 let mut outcome = Outcome::new();
                 while begun.elapsed() < STRETCH {
-                    let (brought, took) = load.fetch(draws.random_range(0..CLIENTS * PREFIXES)).await?;
+                    let (brought, took) =
+                        load.fetch(draws.random_range(0..load.blocks.len() * PREFIXES)).await?;
                     outcome.record(brought, took);
                 }
                 anyhow::Ok(outcome)
@@ -157,7 +168,7 @@ impl Load {
             steps.tick().await;
             while due <= begun.elapsed().as_secs_f64() {
                 due -= draws.random_range(f64::MIN_POSITIVE..1.0).ln() / rate;
-                let (load, draw) = (self.clone(), draws.random_range(0..CLIENTS * PREFIXES));
+                let (load, draw) = (self.clone(), draws.random_range(0..self.blocks.len() * PREFIXES));
                 let counts = begun.elapsed() >= RAMP;
                 tasks.spawn(async move { anyhow::Ok((counts, load.fetch(draw).await?)) });
             }
@@ -181,7 +192,7 @@ pub(super) fn run(runs: u32) -> Result<Vec<Row>> {
         nodes: 1,
         devices: 1,
         device_kind: DeviceKind::Host,
-        device_memory: Bytes(PREFIXES as u64 * BLOCKS as u64 * BLOCK_BYTES * 2),
+        device_memory: Bytes(PREFIXES as u64 * BLOCKS as u64 * BLOCK_BYTES * 4),
         host_memory: Bytes(0),
         disk: Bytes(0),
         block_size: Bytes(BLOCK_BYTES),
@@ -189,18 +200,65 @@ pub(super) fn run(runs: u32) -> Result<Vec<Row>> {
         strategy: Some("lru".to_owned()),
         tls: false,
     })?;
-    let load = Arc::new(runtime.block_on(Load::of(&private))?);
-    let mut figures = Figures::default();
+    // Of the tenant that asks for little: its calls wait for nobody else's in this process.
+    let own = commands::runtime()?;
+    let load = Arc::new(runtime.block_on(Load::of(&private, "default", CLIENTS))?);
+    let many = Arc::new(runtime.block_on(Load::of(&private, "default", MANY_CLIENTS))?);
+    let modest = Arc::new(own.block_on(Load::of(&private, "modest", CLIENTS))?);
+    let (mut figures, mut by_many, mut shares) = (Figures::default(), Figures::default(), Shares::default());
     for seed in 0..u64::from(runs) {
-        let peak = runtime.block_on(load.closed())?;
-        let usual = USUAL * peak.rate();
-        let before = runtime.block_on(load.open(usual, STRETCH, 3 * seed))?;
-        let over = runtime.block_on(load.open(OVERLOAD * peak.rate(), STRETCH, 3 * seed + 1))?;
-        // At once: what is asked within a second of the overload's end is what does not count.
-        let after = runtime.block_on(load.open(usual, RECOVERY - RAMP, 3 * seed + 2))?;
-        figures.add(&peak, &before, &over, &after);
+        figures.measure(&runtime, &load, 4 * seed)?;
+        by_many.measure(&runtime, &many, 4 * seed)?;
+        shares.measure((&runtime, &load), (&own, &modest), 4 * seed)?;
     }
-    figures.rows()
+    let mut rows = figures.rows("3x", true)?;
+    rows.extend(by_many.rows("3x-by-many", false)?);
+    rows.extend(shares.rows());
+    Ok(rows)
+}
+
+/// What a tenant gets that asks for little, alone and while another one asks for three times what is served.
+#[derive(Default)]
+struct Shares {
+    alone: Vec<f64>,
+    beside: Vec<f64>,
+    alone_p99: Vec<f64>,
+    beside_p99: Vec<f64>,
+}
+
+impl Shares {
+    fn measure(
+        &mut self,
+        (floods_on, flood): (&Runtime, &Arc<Load>),
+        (asks_on, modest): (&Runtime, &Arc<Load>),
+        seed: u64,
+    ) -> Result<()> {
+        let peak = floods_on.block_on(flood.closed())?.rate();
+        let alone = asks_on.block_on(modest.open(MODEST * peak, STRETCH, seed))?;
+        let flooding = flood.clone();
+        let flooding =
+            floods_on.spawn(async move { flooding.open(OVERLOAD * peak, STRETCH, seed + 1).await });
+        let beside = asks_on.block_on(modest.open(MODEST * peak, STRETCH, seed))?;
+        floods_on.block_on(flooding)??;
+        self.alone.push(alone.rate());
+        self.beside.push(beside.rate());
+        self.alone_p99.push(p99(&alone.good));
+        self.beside_p99.push(p99(&beside.good));
+        Ok(())
+    }
+
+    fn rows(&self) -> Vec<Row> {
+        let alone = "the same tenant alone";
+        vec![
+            Row::of_runs("modest-beside-flood", "fetches/s", &self.beside, &self.alone, alone),
+            Row::of_runs("modest-p99-beside-flood", "ms p99", &self.beside_p99, &self.alone_p99, alone),
+        ]
+    }
+}
+
+/// Returns what 99 of 100 took at most, in milliseconds.
+fn p99(latencies: &Latencies) -> f64 {
+    latencies.quantile(0.99) as f64 / 1e6
 }
 
 /// One figure a run.
@@ -216,8 +274,13 @@ struct Figures {
 }
 
 impl Figures {
-    fn add(&mut self, peak: &Outcome, before: &Outcome, over: &Outcome, after: &Outcome) {
-        let p99 = |latencies: &Latencies| latencies.quantile(0.99) as f64 / 1e6;
+    fn measure(&mut self, runtime: &Runtime, load: &Arc<Load>, seed: u64) -> Result<()> {
+        let peak = runtime.block_on(load.closed())?;
+        let usual = USUAL * peak.rate();
+        let before = runtime.block_on(load.open(usual, STRETCH, seed))?;
+        let over = runtime.block_on(load.open(OVERLOAD * peak.rate(), STRETCH, seed + 1))?;
+        // At once: what is asked within a second of the overload's end is what does not count.
+        let after = runtime.block_on(load.open(usual, RECOVERY - RAMP, seed + 2))?;
         self.peak.push(peak.rate());
         self.goodput.push(over.rate());
         self.usual_p99.push(p99(&before.good));
@@ -225,28 +288,24 @@ impl Figures {
         self.refused_p99.push(p99(&over.refused));
         self.before.push(before.rate());
         self.after.push(after.rate());
+        Ok(())
     }
 
-    fn rows(&self) -> Result<Vec<Row>> {
+    /// Returns its rows; also that of how all is afterwards, if wanted.
+    fn rows(&self, of: &str, and_after: bool) -> Result<Vec<Row>> {
         let deadline = vec![DEADLINE.as_secs_f64() * 1e3; self.peak.len()];
-        let rows = vec![
-            Row::of_runs(
-                "goodput-at-3x",
-                "fetches/s",
-                &self.goodput,
-                &self.peak,
-                "the peak of a closed loop",
-            ),
-            Row::of_runs(
-                "p99-at-3x",
-                "ms p99",
-                &self.over_p99,
-                &self.usual_p99,
-                "the same at 0.8 of the peak",
-            ),
-            Row::of_runs("told-no-at-3x", "ms p99", &self.refused_p99, &deadline, "the deadline of a read"),
-            Row::of_runs("goodput-after", "fetches/s", &self.after, &self.before, "the same rate before"),
+        let row = |what: &str, unit, these: &[f64], those: &[f64], than| {
+            Row::of_runs(&format!("{what}-{of}"), unit, these, those, than)
+        };
+        let mut rows = vec![
+            row("goodput-at", "fetches/s", &self.goodput, &self.peak, "the peak of a closed loop"),
+            row("p99-at", "ms p99", &self.over_p99, &self.usual_p99, "the same at 0.8 of the peak"),
+            row("told-no-at", "ms p99", &self.refused_p99, &deadline, "the deadline of a read"),
         ];
+        if and_after {
+            let before = "the same rate before";
+            rows.push(Row::of_runs("goodput-after", "fetches/s", &self.after, &self.before, before));
+        }
         if quantile(&self.before, 0.5) == 0.0 {
             bail!("nothing was fetched within {DEADLINE:?}");
         }

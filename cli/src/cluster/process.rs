@@ -292,6 +292,7 @@ fn node(
             every: own.persist_every,
         }),
         names_bytes: own.names_memory.0,
+        guest_bytes: own.guest_memory.0,
         redis: own.redis.listen.map(|listen| RedisConfig {
             listen,
             max_connections: own.redis.max_connections,

@@ -40,6 +40,7 @@ mod snapshot;
 mod telling;
 mod tenant_rules;
 mod validate;
+mod wanted;
 mod why;
 
 pub use again::{Cleared, first_era};

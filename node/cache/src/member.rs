@@ -166,6 +166,7 @@ impl Member {
                 self.state = State::Inside { member, generation };
                 self.learn(now, map, effects);
             }
+            MemberEvent::Beat { map, .. } if is(Bug::LeaseFromAnswer) => self.on_beat(now, now, map, effects),
             MemberEvent::Beat { sent, map } => self.on_beat(now, sent, map, effects),
             MemberEvent::Failed => {
                 self.asking = false;

@@ -174,6 +174,7 @@ async fn a_setup_that_makes_no_sense_is_refused_by_name() {
         gpu_stages: true,
         tuning: crate::Tuning::default(),
         names_bytes: 32 << 20,
+        guest_bytes: 64 << 20,
         nccl: None,
         redis: None,
         coordinators: vec![coordinator.address()],
