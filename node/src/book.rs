@@ -4,6 +4,7 @@ use kvhive_cache::{GuestKey, Guests, Visit};
 use kvhive_protocol::{BlockHeader, ClusterMap, MemberId, Moment, Slot};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use zeroize::Zeroizing;
 
 /// Bytes that one guest takes besides its own.
 const BESIDES: u64 = 512;
@@ -13,7 +14,8 @@ const FETCHES: usize = 64;
 /// A guest. Its room is free when nobody holds it any more, be it kept or not.
 pub(crate) struct Guest {
     pub(crate) header: BlockHeader,
-    pub(crate) bytes: Vec<u8>,
+    /// Overwritten with zeros when nobody holds it any more.
+    pub(crate) bytes: Zeroizing<Vec<u8>>,
     pub(crate) _room: OwnedSemaphorePermit,
 }
 
@@ -177,7 +179,7 @@ mod tests {
             payload_bytes: bytes as u64,
             digest: 0,
         };
-        Guest { header, bytes: vec![number; bytes], _room: room }
+        Guest { header, bytes: Zeroizing::new(vec![number; bytes]), _room: room }
     }
 
     fn ask(book: &GuestBook, number: u8) -> Asked {
@@ -224,7 +226,7 @@ mod tests {
         book.came(&key(1), guest(1, 1, room));
         for told in [&mut first, &mut second] {
             let came = told.try_recv().expect("it was told").expect("it came");
-            assert_eq!(came.bytes, [1]);
+            assert_eq!(came.bytes[..], [1]);
         }
         let Asked::Fetch(mut third) = ask(&book, 2) else { panic!("it is not here") };
         book.lacked(Moment::ZERO, &key(2));

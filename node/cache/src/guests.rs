@@ -175,7 +175,8 @@ impl<B: Clone, W> Guests<B, W> {
     }
 
     fn is_lacked(&mut self, now: Moment, key: &GuestKey) -> bool {
-        while let Some((_, oldest)) = self.lacked_order.pop_front_if(|(until, _)| *until <= now) {
+        while let Some((_, oldest)) = self.lacked_order.front().copied().filter(|(until, _)| *until <= now) {
+            self.lacked_order.pop_front();
             self.lacked.remove(&oldest);
         }
         self.lacked.contains_key(key)

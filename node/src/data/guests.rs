@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
+use zeroize::Zeroizing;
 
 /// A replica that has not sent what it was asked for within this is given up. Whoever asks may wait for less.
 const LIMIT: Duration = Duration::from_secs(2);
@@ -225,7 +226,7 @@ impl Errand {
             fetching.skip(header.payload_bytes).await?;
             return Ok(None);
         };
-        let mut bytes = vec![0; header.payload_bytes as usize];
+        let mut bytes = Zeroizing::new(vec![0; header.payload_bytes as usize]);
         if fetching.read(&mut bytes).await? != header.digest {
             count(&self.counters.corrupt_blocks);
             return Ok(None);
