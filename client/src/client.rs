@@ -52,8 +52,8 @@ pub struct ClientConfig {
     /// Whether blocks in a GPU's memory go to GPUs of nodes on this host and come from them without passing the host's memory, where the
     /// nodes take stages ([`NamespaceClient::stage`]).
     pub gpu_stages: bool,
-    /// The name of a node that is asked first for what its devices hold as replicas, as the one inside this process; none asks as everybody
-    /// does.
+    /// The name of a node that is asked first for what its devices hold as replicas, as the one inside this process, and that has other
+    /// blocks fetched, once for all who ask it; none asks as everybody does.
     pub near: Option<String>,
     /// What records the calls of namespaces that are traced ([`NamespaceClient::traced`]), and samples those that are not; off records
     /// nothing, and what is traced by the caller is passed on all the same.

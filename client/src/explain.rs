@@ -292,7 +292,12 @@ fn down(map: &ClusterMap) -> Vec<String> {
 
 /// Asks devices for as many keys, wherever they lie.
 fn everywhere(devices: &[DeviceId], keys: usize) -> Vec<Job> {
-    let job = |device: &DeviceId| Job { device: *device, runs: Vec::new(), positions: (0..keys).collect() };
+    let job = |device: &DeviceId| Job {
+        device: *device,
+        runs: Vec::new(),
+        positions: (0..keys).collect(),
+        is_guest: false,
+    };
     devices.iter().map(job).collect()
 }
 

@@ -13,10 +13,16 @@ use kvhive_protocol::{DeviceId, HeaderError, WireError};
 use kvhive_wire::Fault;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 use tokio::time::Instant;
 
 /// Bytes of one request's blocks, unless a single one is larger.
 pub(crate) const BYTES_PER_TRANSFER: u64 = 8 << 20;
+
+/// A node that keeps no blocks but its own is asked for others' again after so long: it may have been set up anew.
+const KEEPS_NONE: Duration = Duration::from_secs(60);
+/// One that could not be asked for others' blocks is left alone with them for so long.
+const UNREACHED: Duration = Duration::from_secs(2);
 
 /// Proof that a block lies in the caller's memory and was checked there. Only the check makes one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -135,11 +141,37 @@ impl NamespaceClient {
     /// Fetches what one device is asked for; if it is late, from other replicas besides.
     async fn fetch_job(&self, read: &Read<'_>, job: Job, targets: &Targets<'_>) -> Vec<(DeviceId, Fault)> {
         let begun = AtomicBool::new(false);
+        if job.is_guest {
+            return Box::pin(self.visit(read, job, &begun, targets)).await;
+        }
         if !read.has_others(&job) {
             return self.transfer(read, job, &begun, targets).await.into_iter().collect();
         }
         // Boxed, so that reads of clusters without replicas are no larger for it.
         Box::pin(self.fetch_hedged(read, job, &begun, targets)).await
+    }
+
+    /// Fetches from the node that is near what it is no replica of. It has half of the time: what it does not give is asked of replicas then.
+    async fn visit(
+        &self,
+        read: &Read<'_>,
+        job: Job,
+        begun: &AtomicBool,
+        targets: &Targets<'_>,
+    ) -> Vec<(DeviceId, Fault)> {
+        let now = Instant::now();
+        let read = Read { deadline: now + read.deadline.saturating_duration_since(now) / 2, ..*read };
+        let failed = self.transfer(&read, job, begun, targets).await;
+        if let Some((device, fault)) = &failed {
+            let rest = match fault {
+                // One of both goes by an older map, and soon does not.
+                Fault::Refused(WireError::StaleEpoch { .. }) => Duration::ZERO,
+                Fault::Refused(WireError::NotCarried { .. }) => KEEPS_NONE,
+                _ => UNREACHED,
+            };
+            self.shared().waits().turned_away(*device, self.shared().now(), rest);
+        }
+        failed.into_iter().collect()
     }
 
     async fn fetch_hedged(

@@ -7,8 +7,8 @@ use crate::namespace::NamespaceClient;
 use crate::prefix::Prefix;
 use crate::retry::Backoff;
 use crate::route::{Job, Plan, Segment, first, plan, segment_at};
-use crate::waits::Sway;
-use kvhive_protocol::{ClusterMap, DeviceId, MemberId, TraceContext};
+use crate::waits::{Near, Sway};
+use kvhive_protocol::{ClusterMap, DeviceId, Level, MemberId, TraceContext};
 use kvhive_wire::Fault;
 use tokio::time::Instant;
 
@@ -129,7 +129,8 @@ impl Shared {
         positions: impl Iterator<Item = usize>,
         sway: Sway,
     ) -> Plan {
-        let (now, near) = (self.now(), self.near(map));
+        let now = self.now();
+        let near = self.near(map).map(|member| Near { member, host: host(map, member) });
         let mut waits = self.waits();
         plan(map, prefix, positions, &[], |segment| waits.choose(segment, near, sway, now))
     }
@@ -141,7 +142,15 @@ impl Shared {
     }
 }
 
+/// Returns the device of a member that is asked for what none of its devices is a replica of.
+fn host(map: &ClusterMap, member: MemberId) -> Option<DeviceId> {
+    // At that level all members understand it.
+    let up = map.devices_up().find(|(device, _)| device.member == member);
+    up.filter(|_| map.level >= Level::DAYS).map(|(device, _)| device)
+}
+
 /// One round of a read.
+#[derive(Clone, Copy)]
 pub(crate) struct Read<'a> {
     pub(crate) map: &'a ClusterMap,
     pub(crate) prefix: &'a Prefix,

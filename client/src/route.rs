@@ -10,6 +10,14 @@ pub(crate) struct Job {
     pub(crate) device: DeviceId,
     pub(crate) runs: Vec<Run>,
     pub(crate) positions: Vec<usize>,
+    /// The device is no replica of these: it is asked as one that is near, and has them fetched.
+    pub(crate) is_guest: bool,
+}
+
+impl Job {
+    fn empty(device: DeviceId, is_guest: bool) -> Job {
+        Job { device, runs: Vec::new(), positions: Vec::new(), is_guest }
+    }
 }
 
 /// Jobs for the positions that some device serves, and the positions that none does.
@@ -66,8 +74,10 @@ pub(crate) fn plan(
             _ => {
                 let (slot, segment) = segment_at(map, prefix, at, avoid);
                 let job = choose(&segment).map(|device| {
-                    plan.jobs.iter().position(|job| job.device == device).unwrap_or_else(|| {
-                        plan.jobs.push(Job { device, runs: Vec::new(), positions: Vec::new() });
+                    let is_guest = !segment.set.contains(device);
+                    let is_its = |job: &Job| (job.device, job.is_guest) == (device, is_guest);
+                    plan.jobs.iter().position(is_its).unwrap_or_else(|| {
+                        plan.jobs.push(Job::empty(device, is_guest));
                         plan.jobs.len() - 1
                     })
                 });
@@ -126,7 +136,7 @@ pub(crate) fn every_replica(map: &ClusterMap, prefix: &Prefix) -> Vec<Job> {
             let known = jobs.iter().position(|job| job.device == *device);
             let number = known.unwrap_or(jobs.len());
             if known.is_none() {
-                jobs.push(Job { device: *device, runs: Vec::new(), positions: Vec::new() });
+                jobs.push(Job::empty(*device, false));
             }
             jobs[number].runs.push(Run { slot, keys: (end - at) as u32 });
             jobs[number].positions.extend(at..end);
@@ -145,7 +155,7 @@ pub(crate) fn split(job: Job, blocks: usize) -> Vec<Job> {
     let mut runs = job.runs.into_iter();
     let mut open: Option<Run> = runs.next();
     for positions in job.positions.chunks(blocks.max(1)) {
-        let mut part = Job { device: job.device, runs: Vec::new(), positions: positions.to_vec() };
+        let mut part = Job { positions: positions.to_vec(), ..Job::empty(job.device, job.is_guest) };
         let mut room = positions.len() as u32;
         while let Some(run) = open.filter(|_| room > 0) {
             let keys = run.keys.min(room);

@@ -13,7 +13,7 @@ use crate::stats::count;
 use crate::targets::Targets;
 use crate::windows::Opened;
 use kvhive_protocol::block::Codec;
-use kvhive_protocol::data::{Accept, DataReply, DataRequest, FetchRequest};
+use kvhive_protocol::data::{Accept, DataReply, DataRequest, FetchRequest, GuestRequest};
 use kvhive_protocol::share::{DoneRequest, LEAST_SHARED_BYTES, LookRequest};
 use kvhive_protocol::{BlockHeader, ClusterMap, DeviceId, HeaderError, KeyList, Level};
 use kvhive_wire::{Connection, Fault};
@@ -37,9 +37,10 @@ impl NamespaceClient {
     ) -> Option<(DeviceId, Fault)> {
         let device = job.device;
         let blocks = blocks_per_transfer(BYTES_PER_TRANSFER, self.block_bytes);
+        // Guests are not where others see them.
+        let is_worth_it = self.block_bytes >= LEAST_SHARED_BYTES && !job.is_guest;
         let mut left = VecDeque::from(split(job, blocks));
         let limit = read.deadline.saturating_duration_since(Instant::now());
-        let is_worth_it = self.block_bytes >= LEAST_SHARED_BYTES;
         let exchange = async {
             let mut opened = None;
             if is_worth_it {
@@ -78,6 +79,12 @@ impl NamespaceClient {
             while let Some(job) = left.get(line.unanswered()).filter(|_| line.unanswered() < WINDOW) {
                 let fetch = self.fetch_request(read.map, read.prefix, job);
                 let request = match opened.as_ref().filter(|_| is_understood) {
+                    _ if job.is_guest => {
+                        // Its answer takes time too.
+                        let limit = read.deadline.saturating_duration_since(Instant::now()) / 2;
+                        let limit_ms = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
+                        DataRequest::Guest(Box::new(GuestRequest { fetch, limit_ms }))
+                    }
                     Some(opened) => DataRequest::Look(LookRequest { start: opened.start(), fetch }),
                     None => DataRequest::Fetch(fetch),
                 };

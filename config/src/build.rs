@@ -233,6 +233,7 @@ fn node(section: &Section<'_>, ledger: &mut Ledger) -> NodeConfig {
         share_memory: limits.share_memory,
         gpu_stages: limits.gpu_stages,
         names_memory: limits.names_memory,
+        guest_memory: limits.guest_memory,
         redis: limits.redis,
         nccl: limits.nccl,
         mode: limits.mode,
@@ -256,6 +257,7 @@ struct NodeLimits {
     share_memory: ShareMemory,
     gpu_stages: bool,
     names_memory: Bytes,
+    guest_memory: Bytes,
     redis: RedisSettings,
     nccl: NcclSettings,
     mode: Mode,
@@ -293,6 +295,7 @@ fn node_limits(section: &Section<'_>, ledger: &mut Ledger) -> NodeLimits {
             .read(ledger, "gpu_stages", parse::choice)
             .is_none_or(|at| keys::GPU_STAGES[at] == "auto"),
         names_memory: section.read(ledger, "names_memory", parse::size).unwrap_or_default(),
+        guest_memory: section.read(ledger, "guest_memory", parse::size).unwrap_or_default(),
         redis: RedisSettings {
             listen: section.read(ledger, "redis_listen", parse::listen),
             max_connections: redis_connections,

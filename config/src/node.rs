@@ -52,6 +52,8 @@ pub struct NodeConfig {
     pub gpu_stages: bool,
     /// Memory for names of values.
     pub names_memory: Bytes,
+    /// Memory for blocks of other nodes' slots; 0 for none.
+    pub guest_memory: Bytes,
     /// Its port for clients of Redis.
     pub redis: RedisSettings,
     /// How blocks go from its GPUs to others by NCCL.

@@ -135,6 +135,7 @@ fn node(out: &mut Lines, one: &NodeConfig) {
     out.text("share_memory", one.share_memory.as_str());
     out.text("gpu_stages", if one.gpu_stages { "auto" } else { "off" });
     out.text("names_memory", &one.names_memory.to_string());
+    out.text("guest_memory", &one.guest_memory.to_string());
     if let Some(listen) = one.redis.listen {
         out.text("redis_listen", &listen.to_string());
     }

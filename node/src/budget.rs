@@ -54,6 +54,7 @@ pub(crate) fn memory_configured(config: &NodeConfig, memories: &[Memory]) -> u64
         + config.max_connections as u64 * connection
         + fill::bytes(blocks_listed(config, memories), has_disk)
         + config.names_bytes
+        + config.guest_bytes
         + config.redis.as_ref().map_or(0, redis::memory_bytes)
         + on_the_way
         + kept

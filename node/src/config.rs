@@ -6,10 +6,10 @@ use crate::share::ShareMemory;
 use kvhive_cache::policy::Strategy;
 use kvhive_gpu::ArenaError;
 use kvhive_gpu::cuda::CudaError;
-use kvhive_protocol::Level;
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::control::{MAX_DEVICES, MAX_LABELS, MAX_NAME_BYTES};
 use kvhive_protocol::frame::MAX_PAYLOAD_BYTES;
+use kvhive_protocol::{Level, WireError};
 use kvhive_runtime::RuntimeError;
 use kvhive_runtime::http::Access;
 use kvhive_spans::Tracer;
@@ -25,6 +25,8 @@ use thiserror::Error;
 const MAX_CONNECTIONS: usize = 1 << 20;
 /// What names take at most in an embedded node.
 const NAMES_BYTES: u64 = 32 << 20;
+/// What guests take at most in an embedded node.
+const GUEST_BYTES: u64 = 64 << 20;
 
 /// One node.
 #[derive(Clone)]
@@ -39,6 +41,8 @@ pub struct NodeConfig {
     pub metrics_listen: SocketAddr,
     /// `host:port` at which others reach its metrics; empty for the address it got.
     pub advertise_metrics: String,
+    /// Its name is of this start alone, as one that was drawn is: once it has left it is no member any more, and nobody waits for it.
+    pub passing: bool,
     /// Failure domains and whatever else the operator says of it.
     pub labels: BTreeMap<String, String>,
     /// Threads that serve sockets.
@@ -69,6 +73,8 @@ pub struct NodeConfig {
     pub persist: Option<PersistConfig>,
     /// The most bytes that names take whose meaning this node keeps ([`kvhive_client::Values`]).
     pub names_bytes: u64,
+    /// The most bytes that blocks of slots which it is no replica of take here, for clients near it; 0 keeps none.
+    pub guest_bytes: u64,
     /// The port that speaks Redis; none for none.
     pub redis: Option<RedisConfig>,
     /// How blocks go from its GPUs to those of other nodes by NCCL; none has them all go over TCP.
@@ -116,6 +122,7 @@ impl NodeConfig {
             advertise_data: String::new(),
             metrics_listen: here,
             advertise_metrics: String::new(),
+            passing: false,
             labels: BTreeMap::new(),
             io_threads: 2,
             max_connections: 1024,
@@ -130,6 +137,7 @@ impl NodeConfig {
             disk_keys: DiskKeys::default(),
             persist: None,
             names_bytes: NAMES_BYTES,
+            guest_bytes: GUEST_BYTES,
             redis: None,
             nccl: None,
             coordinators,
@@ -419,6 +427,9 @@ pub enum NodeError {
     /// Threads could not be made.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
+    /// The coordinators refused to have it as a member.
+    #[error("the coordinators do not take the node in: {0}")]
+    Refused(WireError),
     /// A device's actor panicked again and again and was given up; the node has left its cluster.
     #[error("device {device} was given up after repeated panics; they are in the log")]
     DeviceLost {

@@ -12,7 +12,7 @@ use crate::persist::{self, Extent, Holdings, Loaded, PersistError, PersistProgre
 use crate::stats::{self, NodeStats, StrategyFigures};
 use crate::view::View;
 use kvhive_protocol::handshake::Role;
-use kvhive_protocol::{LayoutFingerprint, MemberId};
+use kvhive_protocol::{LayoutFingerprint, MemberId, WireError};
 use kvhive_runtime::Runtime;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -47,13 +47,31 @@ pub(crate) struct Inside {
 /// How a node ended.
 #[derive(Default)]
 pub(crate) struct Ending {
-    outcome: Mutex<Option<Result<(), usize>>>,
+    outcome: Mutex<Option<Result<(), SelfEnded>>>,
     known: Condvar,
+}
+
+/// Why a node ended by itself.
+#[derive(Clone)]
+pub(crate) enum SelfEnded {
+    /// This device was given up.
+    Device(usize),
+    /// Coordinators refused it for good.
+    Refused(WireError),
+}
+
+impl From<SelfEnded> for NodeError {
+    fn from(ended: SelfEnded) -> NodeError {
+        match ended {
+            SelfEnded::Device(device) => NodeError::DeviceLost { device },
+            SelfEnded::Refused(error) => NodeError::Refused(error),
+        }
+    }
 }
 
 impl Ending {
     /// Tells those who wait; the first word counts.
-    pub(crate) fn tell(&self, outcome: Result<(), usize>) {
+    pub(crate) fn tell(&self, outcome: Result<(), SelfEnded>) {
         self.outcome.lock().unwrap_or_else(|poison| poison.into_inner()).get_or_insert(outcome);
         self.known.notify_all();
     }
@@ -78,6 +96,18 @@ impl NodeHandle {
     /// Returns its id in the cluster, once it has registered.
     pub fn member(&self) -> Option<MemberId> {
         self.view.serving().map(|serving| serving.member)
+    }
+
+    /// Returns why the coordinators refused its last registration, if they did. It goes on asking where that can change, as for a name
+    /// that another node has; else it has ended, which [`NodeHandle::ended`] says.
+    pub fn refusal(&self) -> Option<WireError> {
+        self.view.refusal()
+    }
+
+    /// Returns how it has ended, if it has: see [`NodeHandle::wait`].
+    pub fn ended(&self) -> Option<Result<(), NodeError>> {
+        let outcome = self.ending.outcome.lock().unwrap_or_else(|poison| poison.into_inner());
+        outcome.clone().map(|ended| ended.map_err(NodeError::from))
     }
 
     /// Says whether it answers reads.
@@ -160,14 +190,13 @@ impl NodeHandle {
     /// Waits until the node has ended. Blocks the thread.
     ///
     /// # Errors
-    /// [`NodeError::DeviceLost`] when it ended by itself; it has left its cluster, [`NodeHandle::shutdown`] frees what it
-    /// still holds.
+    /// [`NodeError::DeviceLost`] or [`NodeError::Refused`] when it ended by itself; it is in no cluster, [`NodeHandle::shutdown`] frees
+    /// what it still holds.
     pub fn wait(&self) -> Result<(), NodeError> {
         let mut outcome = self.ending.outcome.lock().unwrap_or_else(|poison| poison.into_inner());
         loop {
-            match *outcome {
-                Some(Ok(())) => return Ok(()),
-                Some(Err(device)) => return Err(NodeError::DeviceLost { device }),
+            match &*outcome {
+                Some(ended) => return ended.clone().map_err(NodeError::from),
                 None => {
                     outcome = self.ending.known.wait(outcome).unwrap_or_else(|poison| poison.into_inner());
                 }

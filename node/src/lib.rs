@@ -4,6 +4,7 @@
 
 mod actors;
 mod admin;
+mod book;
 mod budget;
 mod config;
 mod data;

@@ -5,6 +5,7 @@ use crate::actors::core::DeviceMessage;
 use crate::actors::device::Device;
 use crate::data::Replicator;
 use crate::disk::Keyring;
+use crate::handle::{Ending, SelfEnded};
 use crate::view::{Serving, View};
 use kvhive_cache::{Member, MemberEffect, MemberEvent, MemberTuning, Tenancy};
 use kvhive_client::{ClientError, Coordinators};
@@ -67,6 +68,11 @@ pub(crate) struct Membership {
     pub(crate) emptied: watch::Receiver<u64>,
     /// As many of them as there were when it registered last.
     pub(crate) known_emptied: Arc<AtomicU64>,
+    /// By whom it is taken off the list of members once it has left, if its name is of this start alone. A client's to ask: nodes do not
+    /// say of others that they have ended.
+    pub(crate) removal: Option<Arc<Coordinators>>,
+    /// Told when it never becomes a member.
+    pub(crate) ending: Arc<Ending>,
 }
 
 impl Membership {
@@ -95,6 +101,9 @@ impl Membership {
                 () = stopped(&mut stop) => break,
             };
             machine.step(self.view.now(), event, &mut effects);
+            if let Some(error) = machine.refused() {
+                return self.ending.tell(Err(SelfEnded::Refused(error.clone())));
+            }
             known = machine.identity().or(known);
             let stands = Standing::of(&self.view);
             if std::mem::replace(&mut stood, stands) != stands {
@@ -146,15 +155,19 @@ impl Membership {
         match self.coordinators.register(&registration, Instant::now() + REGISTER_LIMIT).await {
             Ok(ControlReply::Registered { member, generation, map }) => {
                 info!(%member, %generation, epoch = %map.epoch, "registered");
+                self.view.note_refusal(None);
                 MemberEvent::Registered { member, generation, map: Arc::new(*map) }
             }
             Ok(other) => {
                 error!(?other, "registration was answered otherwise");
                 MemberEvent::Failed
             }
-            Err(error @ ClientError::Refused(_)) if !is_outage(&error) => {
-                error!(%error, "registration was refused");
-                MemberEvent::Failed
+            Err(ClientError::Refused(error)) if error != WireError::NoMajority => {
+                // Told once: it is asked again until the reason is gone.
+                if self.view.note_refusal(Some(error.clone())) {
+                    error!(%error, "registration was refused");
+                }
+                MemberEvent::Refused(error)
             }
             Err(error) => {
                 warn!(%error, "registration failed");
@@ -240,11 +253,17 @@ impl Membership {
     async fn leave(&self, known: Option<(MemberId, Generation)>) {
         let Some((member, generation)) = known else { return };
         self.view.serve_until(Tenancy::NONE);
-        let left =
-            self.coordinators.submit(Command::Leave { member, generation }, Instant::now() + LEAVE_LIMIT);
-        match left.await {
+        let limit = Instant::now() + LEAVE_LIMIT;
+        match self.coordinators.submit(Command::Leave { member, generation }, limit).await {
             Ok(_) => info!(%member, "left the cluster"),
-            Err(error) => warn!(%error, "could not say goodbye; the lease will run out"),
+            Err(error) => return warn!(%error, "could not say goodbye; the lease will run out"),
+        }
+        let Some(removal) = &self.removal else { return };
+        if let Some(serving) = self.view.serving() {
+            removal.follow(&serving.map);
+        }
+        if let Err(error) = removal.submit(Command::RemoveMember { member }, limit).await {
+            info!(%error, %member, "stays on the list of members, as one that is down");
         }
     }
 }
@@ -308,10 +327,6 @@ impl Standing {
             }
         }
     }
-}
-
-fn is_outage(error: &ClientError) -> bool {
-    matches!(error, ClientError::Refused(WireError::NoMajority))
 }
 
 async fn tell(events: &mpsc::Sender<MemberEvent>, event: MemberEvent) {

@@ -3,6 +3,7 @@
 use crate::actors::core::DeviceMessage;
 use crate::actors::device::Device;
 use crate::actors::uses::CodecUses;
+use crate::book::GuestBook;
 use crate::data::{DataPlane, VERBS};
 use crate::disk::{self, Keyring, Store};
 use crate::memory::Memory;
@@ -112,6 +113,7 @@ fn record(sources: &Sources, devices: &[Option<(ShardStats, CodecUses)>]) {
         let names = view.names();
         (names.kept(), names.evicted())
     };
+    let (guests, guest_bytes, guest_memory) = view.guests.as_ref().map(GuestBook::kept).unwrap_or_default();
     metrics::counter!("kvhive_node_names_evicted_total").absolute(names_evicted);
     if let Some(keys) = &sources.keys {
         let (there, destroyed) = keys.count();
@@ -137,6 +139,9 @@ fn record(sources: &Sources, devices: &[Option<(ShardStats, CodecUses)>]) {
         ("kvhive_node_give_rate_bytes", plane.gives.rate() as f64),
         ("kvhive_node_take_rate_bytes", plane.takes.rate() as f64),
         ("kvhive_node_names", names as f64),
+        ("kvhive_node_guests", guests as f64),
+        ("kvhive_node_guest_bytes", guest_bytes as f64),
+        ("kvhive_node_guest_memory_bytes", guest_memory as f64),
         ("kvhive_node_memory_readers", plane.sharing.as_ref().map_or(0, |sharing| sharing.guests()) as f64),
         ("kvhive_node_stages", plane.sharing.as_ref().map_or(0, |sharing| sharing.stages()) as f64),
         ("kvhive_node_redis_inflight_bytes", redis.as_ref().map_or(0, |door| door.inflight_bytes()) as f64),
@@ -163,6 +168,8 @@ fn record(sources: &Sources, devices: &[Option<(ShardStats, CodecUses)>]) {
         ("kvhive_node_scattered_bytes_total", &counters.scattered_bytes),
         ("kvhive_node_stage_failures_total", &counters.stage_failures),
         ("kvhive_node_grants_expired_total", &counters.grants_expired),
+        ("kvhive_node_guest_fetched_bytes_total", &counters.guest_fetched_bytes),
+        ("kvhive_node_guest_failures_total", &counters.guest_failures),
         ("kvhive_node_stored_bytes_total", &counters.stored_bytes),
         ("kvhive_node_corrupt_blocks_total", &counters.corrupt_blocks),
         ("kvhive_node_decoded_blocks_total", &counters.decoded_blocks),
@@ -191,6 +198,15 @@ fn record(sources: &Sources, devices: &[Option<(ShardStats, CodecUses)>]) {
     ] {
         metrics::counter!("kvhive_node_requests_total", "verb" => verb)
             .absolute(counter.load(Ordering::Relaxed));
+    }
+    for (outcome, counter) in [
+        ("here", &counters.guests_here),
+        ("joined", &counters.guests_joined),
+        ("fetched", &counters.guests_fetched),
+        ("missed", &counters.guests_missed),
+    ] {
+        let total = counter.load(Ordering::Relaxed);
+        metrics::counter!("kvhive_node_guest_blocks_total", "outcome" => outcome).absolute(total);
     }
     for (reason, counter) in [
         ("busy", &counters.busy),

@@ -10,7 +10,7 @@ use crate::disk::{self, DiskError, DiskTuning, KeyPlaces, Keyring, Store};
 use crate::fill::Filler;
 #[cfg(test)]
 use crate::handle::Inside;
-use crate::handle::{Ending, NodeHandle};
+use crate::handle::{Ending, NodeHandle, SelfEnded};
 use crate::links::Links;
 use crate::membership::{Introduction, Membership};
 use crate::memory::Memory;
@@ -102,7 +102,7 @@ pub(crate) fn start_within(
     let access = config.access.clone().with(AdminRole::Admin, &config.token);
     let access = access.map_err(|error| NodeError::Config(error.to_string()))?;
     let runtime = Runtime::new(RuntimeConfig { name: config.name.clone(), io_threads: config.io_threads })?;
-    let view = Arc::new(View::new(Arc::new(BootClock), config.names_bytes));
+    let view = Arc::new(View::new(Arc::new(BootClock), config.names_bytes, config.guest_bytes));
     let counters = Arc::new(Counters::default());
     let ending = Arc::new(Ending::default());
     let (stop, stopping) = watch::channel(false);
@@ -131,7 +131,7 @@ pub(crate) fn start_within(
             .on_give_up(move || {
                 // Half a node would hold slots that nobody answers for: the member leaves as a whole.
                 give_up_stop.send_replace(true);
-                give_up_ending.tell(Err(at));
+                give_up_ending.tell(Err(SelfEnded::Device(at)));
             });
         devices.push(spawn_device(&runtime, spawn, at, device, config.tuning, &memory, &stores[at], &view)?);
         memories.push(memory);
@@ -156,6 +156,11 @@ pub(crate) fn start_within(
     };
     let coordinators = Coordinators::new(config.coordinators.clone(), identity.clone())
         .map_err(|error| NodeError::Config(error.to_string()))?;
+    let as_client = || {
+        Coordinators::new(config.coordinators.clone(), Identity { role: Role::Client, ..identity.clone() })
+    };
+    let removal = config.passing.then(as_client).transpose();
+    let removal = removal.map_err(|error| NodeError::Config(error.to_string()))?.map(Arc::new);
     let words = Pool::new(identity.clone(), WORDS_PER_PEER, DIAL_LIMIT);
     let pool = Pool::new(identity, CONNECTIONS_PER_PEER, DIAL_LIMIT);
     let gpus = memories.iter().map(Memory::own_gpu).collect();
@@ -207,6 +212,8 @@ pub(crate) fn start_within(
         view: view.clone(),
         emptied: emptied_seen,
         known_emptied: Arc::default(),
+        ending: ending.clone(),
+        removal,
     };
     let largest = |device: &DeviceConfig| device.classes.iter().map(|class| class.frame_bytes).max();
     let frame_bytes = config.devices.iter().filter_map(largest).max().unwrap_or(0);

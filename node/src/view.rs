@@ -1,6 +1,7 @@
 //! What every part of a node reads: the map served by, who this node is and how long it may serve, which only membership
 //! writes, the layouts of its blocks, which stores tell, and the names that it answers for.
 
+use crate::book::GuestBook;
 use crate::layouts::Layouts;
 use kvhive_cache::{Lapses, Names, Tenancy};
 use kvhive_protocol::block::Codec;
@@ -21,6 +22,9 @@ pub(crate) struct View {
     lapses: Mutex<Lapses>,
     pub(crate) layouts: Layouts,
     names: Mutex<Names>,
+    refusal: Mutex<Option<WireError>>,
+    /// Others' blocks that are here for clients; none where none are.
+    pub(crate) guests: Option<GuestBook>,
 }
 
 /// The map served by, and this node's id in it.
@@ -38,7 +42,7 @@ impl Serving {
 }
 
 impl View {
-    pub(crate) fn new(clock: Arc<dyn Clock>, names_bytes: u64) -> View {
+    pub(crate) fn new(clock: Arc<dyn Clock>, names_bytes: u64, guest_bytes: u64) -> View {
         View {
             clock,
             serving: RwLock::new(None),
@@ -47,6 +51,8 @@ impl View {
             lapses: Mutex::default(),
             layouts: Layouts::default(),
             names: Mutex::new(Names::within(names_bytes)),
+            refusal: Mutex::default(),
+            guests: GuestBook::within(guest_bytes),
         }
     }
 
@@ -63,6 +69,9 @@ impl View {
             // The lease is renewed when a map is taken over, so that one which has lapsed shows here.
             let lapsed = self.check_lease().is_err();
             self.names().adopt(self.now(), &fresh.map, fresh.member, lapsed);
+            if let Some(guests) = &self.guests {
+                guests.adopt(&fresh.map, fresh.member);
+            }
             *serving = Some(fresh);
         }
     }
@@ -90,6 +99,19 @@ impl View {
         self.lease.store(lease.as_nanos(), Ordering::SeqCst);
         self.serving_lease.store(serving.as_nanos(), Ordering::SeqCst);
         self.lapses.lock().unwrap_or_else(PoisonError::into_inner).serve_until(self.now(), serving);
+    }
+
+    /// Notes why coordinators refused the last registration; none once one was accepted. Says whether that is news.
+    pub(crate) fn note_refusal(&self, error: Option<WireError>) -> bool {
+        let mut refusal = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_news = *refusal != error;
+        *refusal = error;
+        is_news
+    }
+
+    /// Returns why coordinators refused the last registration, if they did.
+    pub(crate) fn refusal(&self) -> Option<WireError> {
+        self.refusal.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Returns how long this node is a member for everybody, and how long it answers reads.

@@ -107,6 +107,10 @@ pub enum DataRequest {
     /// Put these blocks on a stage. Answered by [`DataReply::Fetched`] without a payload, where a miss may also be elsewhere than the asker
     /// can have it so, or refused with [`crate::WireError::NotCarried`]: then the stage may be written still.
     Scatter(Box<StagedFetch>),
+    /// Give me these blocks, of slots that this member is no replica of: it has them fetched from one, once for all who want them. From
+    /// [`crate::Level::DAYS`] on; between clients and nodes. Answered as [`DataRequest::Fetch`], where a miss says nothing of what replicas
+    /// have, or refused with [`crate::WireError::NotCarried`] by one that keeps no guests.
+    Guest(Box<GuestRequest>),
 }
 
 impl DataRequest {
@@ -133,6 +137,7 @@ impl DataRequest {
             DataRequest::Lend(request) => request.epoch,
             DataRequest::Gather(request) => request.store.epoch,
             DataRequest::Scatter(request) => request.fetch.epoch,
+            DataRequest::Guest(request) => request.fetch.epoch,
         }
     }
 
@@ -140,7 +145,10 @@ impl DataRequest {
     pub fn name(&self) -> &'static str {
         match self {
             DataRequest::Match(_) => "match",
-            DataRequest::Fetch(_) | DataRequest::Look(_) | DataRequest::Scatter(_) => "fetch",
+            DataRequest::Fetch(_)
+            | DataRequest::Look(_)
+            | DataRequest::Scatter(_)
+            | DataRequest::Guest(_) => "fetch",
             DataRequest::Store(request) if request.copy => "copy",
             DataRequest::Store(_) | DataRequest::Gather(_) => "store",
             DataRequest::Release(_) => "release",
@@ -192,6 +200,15 @@ pub struct FetchRequest {
     pub keys: KeyList,
     /// What the asker can read.
     pub accept: Accept,
+}
+
+/// See [`DataRequest::Guest`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct GuestRequest {
+    /// The fetch.
+    pub fetch: FetchRequest,
+    /// How long a block that is being fetched is waited for, in milliseconds; the node bounds it. What has not come then is a miss.
+    pub limit_ms: u32,
 }
 
 /// How the blocks of a fetch may be stored.

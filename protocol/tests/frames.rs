@@ -6,8 +6,9 @@ use kvhive_protocol::control::{
     Command, CommandReply, ControlReply, ControlRequest, DeviceLoad, Heartbeat, Registration,
 };
 use kvhive_protocol::data::{
-    About, Accept, Ack, DataReply, DataRequest, FetchRequest, Fetched, Hint, MatchRequest, PairRequest,
-    ReceiveRequest, Refusal, ReleaseRequest, Run, StoreBlock, StoreRequest, Stored, StrategiesRequest,
+    About, Accept, Ack, DataReply, DataRequest, FetchRequest, Fetched, GuestRequest, Hint, MatchRequest,
+    PairRequest, ReceiveRequest, Refusal, ReleaseRequest, Run, StoreBlock, StoreRequest, Stored,
+    StrategiesRequest,
 };
 use kvhive_protocol::error::WireError;
 use kvhive_protocol::explain::{Departure, ExplainRequest, Explained, Lapse, Since};
@@ -171,8 +172,9 @@ fn requests() -> Vec<DataRequest> {
         DataRequest::Scatter(Box::new(StagedFetch {
             stage: Pass([5; 32]),
             at: vec![0, 4096],
-            fetch: looked_for,
+            fetch: looked_for.clone(),
         })),
+        DataRequest::Guest(Box::new(GuestRequest { fetch: looked_for, limit_ms: 250 })),
     ]
 }
 
@@ -686,7 +688,7 @@ proptest! {
 }
 
 const GOLDEN_MATCHED: &str = "4b564846020011004d000000000000001c00000000000000294fad96f94860b100000000020000000000000002000000000000000100000000000000";
-const GOLDEN_DATA: [&str; 41] = [
+const GOLDEN_DATA: [&str; 42] = [
     "80c3ad5a1f9d2f6e",
     "d6ce58de67428ad2",
     "d2294f65d9f11aad",
@@ -711,6 +713,7 @@ const GOLDEN_DATA: [&str; 41] = [
     "ee274979e2599e6c",
     "fe4d442d6591b264",
     "5bce4fc62f6455fe",
+    "128e9fee18db88c3",
     "7d5b4e526fde8d0f",
     "adf02e136c16781e",
     "b35c5b20b52b6421",

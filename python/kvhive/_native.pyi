@@ -420,6 +420,7 @@ def engine_fingerprint(engine: str, facts: Sequence[tuple[str, str]]) -> str: ..
 
 class _Setup(TypedDict):
     name: str
+    passing: bool
     memory: int
     host_memory: int
     disk: int

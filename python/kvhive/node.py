@@ -34,6 +34,9 @@ class EmbeddedNode:
     With `coordinators` and `token` it joins that cluster as one more node, and others fetch from it. Without, it is a cluster of
     its own with a coordinator beside it, reached from this host only. Returns when the node serves.
 
+    `name` is nobody else's in its cluster: while another node is up under it this one waits, and raises `RefusedError` after
+    `start_timeout`. Without one a name is drawn, and taken off the list of members again when the node stops.
+
     `listen` is where it serves, as usual this host alone, which does only where the coordinators are on it too; `advertise` is how
     others reach it, where that is another address.
 
@@ -88,6 +91,7 @@ class EmbeddedNode:
         self._node = Node.start(
             {
                 "name": self.name,
+                "passing": not name,
                 "memory": _whole("memory", memory, 1, _MOST_BYTES),
                 "host_memory": _whole("host_memory", host_memory, 0, _MOST_BYTES),
                 "disk": _whole("disk", disk, 0, _MOST_BYTES),

@@ -178,7 +178,12 @@ impl From<TlsError> for Failure {
 
 impl From<NodeError> for Failure {
     fn from(error: NodeError) -> Failure {
-        let kind = if matches!(error, NodeError::Config(_)) { Kind::NodeSetup } else { Kind::Node };
+        let kind = match &error {
+            // What coordinators never take is as wrong as what is refused here.
+            NodeError::Config(_) | NodeError::Refused(WireError::Rejected { .. }) => Kind::NodeSetup,
+            NodeError::Refused(refused) => of_wire(refused),
+            _ => Kind::Node,
+        };
         Failure::new(kind, error.to_string())
     }
 }

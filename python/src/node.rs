@@ -4,7 +4,9 @@ use crate::connection::{codec, seconds, strategy, tls};
 use crate::errors::{Failure, Kind};
 use kvhive_config::{DiskAdmission, Mode};
 use kvhive_coordinator::Alone;
-use kvhive_node::{ClassConfig, DeviceConfig, DeviceMemory, NodeConfig, NodeHandle, PersistConfig, Tuning};
+use kvhive_node::{
+    ClassConfig, DeviceConfig, DeviceMemory, NodeConfig, NodeError, NodeHandle, PersistConfig, Tuning,
+};
 use pyo3::prelude::*;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -45,6 +47,7 @@ struct Cluster {
 #[pyo3(from_item_all)]
 struct Setup {
     name: String,
+    passing: bool,
     memory: u64,
     host_memory: u64,
     disk: u64,
@@ -109,6 +112,7 @@ impl Setup {
         Ok(NodeConfig {
             data_listen: listen,
             advertise_data: self.advertise,
+            passing: self.passing,
             metrics_listen: SocketAddr::new(listen.ip(), 0),
             labels: self.labels,
             io_threads: self.io_threads,
@@ -237,12 +241,17 @@ impl Node {
         let (parts, cluster) = py.detach(|| begin(setup)).map_err(|failure| failure.raise(py))?;
         while !parts.node.is_serving() {
             let interrupted = py.check_signals();
-            if interrupted.is_ok() && begun.elapsed() < limit {
+            let ended = parts.node.ended().and_then(Result::err);
+            if interrupted.is_ok() && ended.is_none() && begun.elapsed() < limit {
                 py.detach(|| std::thread::sleep(LOOKS_EVERY));
                 continue;
             }
+            let refused = ended.or_else(|| parts.node.refusal().map(NodeError::Refused));
             py.detach(|| parts.end(FAILED_STOP));
             interrupted?;
+            if let Some(error) = refused {
+                return Err(Failure::from(error).raise(py));
+            }
             let what = format!(
                 "no coordinator of {:?} gave the node a lease within {limit:?}",
                 cluster.coordinators

@@ -1,8 +1,10 @@
 """An embedded node: alone, beside others in one cluster, and its setup."""
 
+import json
 import os
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +117,29 @@ def test_who_cannot_join_a_cluster_learns_why_at_once(node: kvhive.EmbeddedNode)
         kvhive.EmbeddedNode(memory=1 << 20, block_bytes=SIZE, coordinators=node.coordinators, token=b"another")
     with pytest.raises(kvhive.UnreachableError, match="refused"):
         kvhive.EmbeddedNode(memory=1 << 20, block_bytes=SIZE, coordinators="127.0.0.1:1", token=b"another", start_timeout=0.3)
+
+
+def test_what_coordinators_refuse_is_said_in_their_words() -> None:
+    with kvhive.EmbeddedNode(memory=1 << 20, block_bytes=SIZE, name="serve-1") as first:
+        joins: dict[str, Any] = {"memory": 1 << 20, "block_bytes": SIZE, "coordinators": first.coordinators, "token": first.token}
+        with pytest.raises(kvhive.NodeSetupError, match='"A B" is no key of a label'):
+            kvhive.EmbeddedNode(**joins, labels={"A B": "x"})
+        with pytest.raises(kvhive.RefusedError, match=f"serve-1 is up at {first.data_address}"):
+            kvhive.EmbeddedNode(**joins, name="serve-1", start_timeout=0.5)
+        assert first.is_serving
+
+
+def test_who_drew_its_name_is_on_no_list_once_it_has_stopped() -> None:
+    with kvhive.EmbeddedNode(memory=1 << 20, block_bytes=SIZE) as first:
+        joins: dict[str, Any] = {"memory": 1 << 20, "block_bytes": SIZE, "coordinators": first.coordinators, "token": first.token}
+        kvhive.EmbeddedNode(**joins).stop()
+        kvhive.EmbeddedNode(**joins, name="serve-2").stop()
+        asked = urllib.request.Request(
+            f"http://{first.admin_address}/v1/cluster", headers={"authorization": f"Bearer {first.token.decode()}"}
+        )
+        with urllib.request.urlopen(asked, timeout=10) as answer:
+            listed = {one["name"] for one in json.load(answer)["nodes"]}
+        assert listed == {first.name, "serve-2"}
 
 
 def test_a_cluster_that_does_not_answer_ends_the_start(silent_address: str) -> None:

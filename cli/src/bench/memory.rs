@@ -54,7 +54,7 @@ pub(super) fn run() -> Result<Vec<Row>> {
     )])
 }
 
-fn resident_bytes(pid: u32) -> Result<f64> {
+pub(super) fn resident_bytes(pid: u32) -> Result<f64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let kib = status
         .lines()
@@ -62,12 +62,15 @@ fn resident_bytes(pid: u32) -> Result<f64> {
     Ok(kib.context("the kernel does not say how much memory the node has")? * 1024.0)
 }
 
+pub(super) fn configured_bytes(client: &kvhive_client::Client) -> Result<f64> {
+    figure(client, "kvhive_node_memory_configured_bytes")
+}
+
 /// Asks the node itself, as Prometheus would.
-fn configured_bytes(client: &kvhive_client::Client) -> Result<f64> {
+pub(super) fn figure(client: &kvhive_client::Client, name: &str) -> Result<f64> {
     let map = client.map();
     let address = &map.members.values().next().context("there is one node")?.metrics_address;
     let text = ureq::get(format!("http://{address}/metrics")).call()?.body_mut().read_to_string()?;
-    let value =
-        text.lines().find_map(|line| line.strip_prefix("kvhive_node_memory_configured_bytes ")?.parse().ok());
-    value.context("the node does not say what is configured")
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok());
+    value.with_context(|| format!("the node does not say {name}"))
 }

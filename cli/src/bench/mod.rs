@@ -7,6 +7,7 @@ mod cpu;
 mod data;
 mod disk;
 mod gpu;
+mod hostile;
 mod join;
 mod matching;
 mod memory;
@@ -72,6 +73,9 @@ enum Kind {
     },
     /// A node's memory after a million stores into a cache ten times too small, against its configuration
     Memory,
+    /// A node's memory under 10,000 idle connections, 1,000 readers that do not read and 100,000 frames that claim 4 GiB, against its
+    /// configuration
+    Hostile,
     /// What each strategy costs with a million blocks, and what it hits, against the exact offline optimum
     Policy {
         /// Traces of JSON lines; without one the built-in workload is taken
@@ -211,6 +215,7 @@ impl Bench {
             }
             Kind::Metadata { .. } => ("metadata", metadata::run(self.runs)?),
             Kind::Memory => ("memory", memory::run()?),
+            Kind::Hostile => ("hostile", hostile::run()?),
             Kind::Policy { traces } => ("policy", policy::run(self.runs, traces)?),
             Kind::Disk { dir, size } => ("disk", disk::run(self.runs, dir.as_deref(), size.0)?),
             Kind::Placement => ("placement", placement::run(self.runs)?),

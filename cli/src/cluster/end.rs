@@ -42,12 +42,21 @@ pub(super) fn end(mut children: Vec<(RunningProcess, Child)>, config: &ClusterCo
         if !children.is_empty() {
             if !is_told && begun.elapsed() > TELL_AFTER {
                 is_told = true;
-                let ids: Vec<&str> = children.iter().map(|(process, _)| process.id.as_str()).collect();
-                eprintln!("waiting for {}: a node that keeps a snapshot writes it now", ids.join(", "));
+                eprintln!("{}", waited_for(config, children.iter().map(|(process, _)| process.id.as_str())));
             }
             std::thread::sleep(POLL);
         }
     }
+}
+
+/// Says what is waited for.
+fn waited_for<'a>(config: &ClusterConfig, ids: impl Iterator<Item = &'a str>) -> String {
+    let keeps =
+        |id: &&str| matches!(config.process(id), Some(Process::Node(own)) if own.persist_dir.is_some());
+    let (keeping, others): (Vec<&str>, Vec<&str>) = ids.partition(keeps);
+    let said = [(keeping, " (a node that keeps a snapshot writes it now)"), (others, "")];
+    let said = said.iter().filter(|(ids, _)| !ids.is_empty()).map(|(ids, why)| ids.join(", ") + why);
+    format!("waiting for {} to end", said.collect::<Vec<_>>().join(", "))
 }
 
 /// Sends a signal to a process, if it is still there.
@@ -85,5 +94,8 @@ mod tests {
         assert!(node.persist_dir.is_some() && kill_after(&config, &node.id) > Duration::from_secs(600));
         fs::write(folder.path().join(CONFIG_FILE), keeps).expect("writable");
         assert!(stop_limit(folder.path()) > kill_after(&config, &node.id) + STOP_LIMIT);
+        let said = waited_for(&config, ["node-1", "node-2"].into_iter());
+        assert_eq!(said, "waiting for node-1 (a node that keeps a snapshot writes it now), node-2 to end");
+        assert_eq!(waited_for(&config, ["node-2"].into_iter()), "waiting for node-2 to end");
     }
 }

@@ -10,6 +10,7 @@
 
 use super::end::{end, signal, stop_limit};
 use super::lock::{is_locked, lock};
+use super::memory;
 pub(crate) use super::shape::Shape;
 use crate::report;
 use crate::trust;
@@ -47,7 +48,7 @@ const MAX_JOINED: usize = 32;
 /// Set for processes that a supervisor started: they end when it does.
 pub(crate) const SUPERVISED: &str = "KVHIVE_SUPERVISED";
 
-/// How long a cluster may take until it serves.
+/// How long a cluster may take until it serves, beside the time that its memory takes.
 const START_LIMIT: Duration = Duration::from_secs(60);
 pub(super) const POLL: Duration = Duration::from_millis(50);
 
@@ -57,6 +58,16 @@ pub(crate) fn default_dir() -> PathBuf {
     let home =
         || std::env::var_os("HOME").map_or_else(|| PathBuf::from("/tmp"), PathBuf::from).join(".local/state");
     state.unwrap_or_else(home).join("kvhive")
+}
+
+/// Returns how long the cluster in `dir` may take until it serves.
+pub(crate) fn start_limit(dir: &Path) -> Duration {
+    let text = fs::read_to_string(dir.join(CONFIG_FILE)).unwrap_or_default();
+    ClusterConfig::from_toml(&text, std::env::vars()).map_or(START_LIMIT, |config| limit_of(&config))
+}
+
+fn limit_of(config: &ClusterConfig) -> Duration {
+    START_LIMIT + memory::taking(config)
 }
 
 /// A running local cluster, as its supervisor wrote it down.
@@ -142,8 +153,8 @@ pub(crate) fn prepare(dir: &Path, shape: Option<Shape>, fresh: bool) -> Result<b
             dir.display()
         );
     }
-    let config = dir.join(CONFIG_FILE);
-    if config.exists() && !fresh {
+    let file = dir.join(CONFIG_FILE);
+    if file.exists() && !fresh {
         if shape.is_some() {
             bail!(
                 "{} holds a cluster of its own shape; add --fresh to remake it, or use another --dir",
@@ -155,14 +166,16 @@ pub(crate) fn prepare(dir: &Path, shape: Option<Shape>, fresh: bool) -> Result<b
     // Refused before anything is removed.
     let shape = shape.unwrap_or_default();
     let has_tls = shape.tls;
-    let text = describe(dir, shape)?;
+    let config = describe(dir, shape)?;
+    memory::check(&config)?;
+    let text = config.to_toml().expect("a local cluster lists its nodes");
     // Only what a cluster has left here goes: another's folder of that name is not ours to remove.
-    if config.exists() {
-        let old = fs::read_to_string(&config).with_context(|| format!("cannot read {}", config.display()))?;
+    if file.exists() {
+        let old = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
         let Ok(old) = ClusterConfig::from_toml(&old, std::iter::empty::<(String, String)>()) else {
             bail!(
                 "{} is no cluster file of kvhive's, so nothing here is removed; use another --dir, or remove it yourself",
-                config.display()
+                file.display()
             );
         };
         if old.tls.is_some() {
@@ -183,18 +196,18 @@ pub(crate) fn prepare(dir: &Path, shape: Option<Shape>, fresh: bool) -> Result<b
     let mut secret = [0u8; 32];
     getrandom::fill(&mut secret).map_err(|error| anyhow::anyhow!("no random bytes: {error}"))?;
     let token: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
-    let mut file =
+    let mut secret_file =
         OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(dir.join(TOKEN_FILE))?;
-    writeln!(file, "{token}")?;
+    writeln!(secret_file, "{token}")?;
     if has_tls {
         trust::make_local(dir)?;
     }
-    fs::write(config, text)?;
+    fs::write(file, text)?;
     Ok(true)
 }
 
-/// Writes the cluster file of a cluster of this shape.
-fn describe(dir: &Path, shape: Shape) -> Result<String> {
+/// Makes the configuration of a cluster of this shape.
+fn describe(dir: &Path, shape: Shape) -> Result<ClusterConfig> {
     let base_dir = std::path::absolute(dir)?.join("data").display().to_string();
     let cluster = LocalCluster {
         coordinators: shape.coordinators,
@@ -211,7 +224,7 @@ fn describe(dir: &Path, shape: Shape) -> Result<String> {
         base_dir,
         ports: ports::pick(shape.coordinators, shape.nodes)?,
     };
-    Ok(cluster.config()?.to_toml().expect("a local cluster lists its nodes"))
+    Ok(cluster.config()?)
 }
 
 fn remove(path: &Path, how: impl Fn(&Path) -> std::io::Result<()>) -> Result<()> {
@@ -256,6 +269,7 @@ impl Cluster {
             .with_context(|| format!("cannot make {}", dir.join("logs").display()))?;
         let text = fs::read_to_string(dir.join(CONFIG_FILE)).context("cannot read the cluster file")?;
         let config = ClusterConfig::from_toml(&text, std::env::vars())?;
+        memory::check(&config)?;
         let (children, added) = (Vec::new(), BTreeMap::new());
         let mut cluster = Cluster { dir, config, children, begins, added, _lock: lock };
         let ids: Vec<(String, &str)> = cluster
@@ -350,7 +364,7 @@ impl Cluster {
             dir: self.dir.clone(),
         };
         let admin = target.resolve()?;
-        let begun = Instant::now();
+        let (begun, limit) = (Instant::now(), limit_of(&self.config));
         loop {
             if let Some((id, status)) = self.dead()? {
                 let said = format!(
@@ -371,9 +385,9 @@ impl Cluster {
                 // Once more: what ended since would be taken for what serves.
                 Ok(()) if self.dead_now()?.is_none() => return Ok(()),
                 Ok(()) => continue,
-                Err(lacking) if begun.elapsed() > START_LIMIT => {
+                Err(lacking) if begun.elapsed() > limit => {
                     bail!(
-                        "the cluster does not serve after {START_LIMIT:?}: {lacking}; see {}",
+                        "the cluster does not serve after {limit:?}: {lacking}; see {}",
                         self.dir.join("logs").display()
                     );
                 }

@@ -3,6 +3,7 @@
 pub(crate) mod end;
 pub(crate) mod local;
 mod lock;
+pub(crate) mod memory;
 pub(crate) mod place;
 pub(crate) mod process;
 mod shape;

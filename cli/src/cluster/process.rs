@@ -267,6 +267,7 @@ fn node(
         advertise_data: own.data_address(),
         metrics_listen: own.metrics,
         advertise_metrics: own.metrics_address(),
+        passing: false,
         labels: own.labels.clone(),
         io_threads: own.io_threads,
         max_connections: own.max_connections,
@@ -292,6 +293,7 @@ fn node(
             every: own.persist_every,
         }),
         names_bytes: own.names_memory.0,
+        guest_bytes: own.guest_memory.0,
         redis: own.redis.listen.map(|listen| RedisConfig {
             listen,
             max_connections: own.redis.max_connections,

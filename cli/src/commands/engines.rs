@@ -80,6 +80,14 @@ impl Engines {
                     return report::print_json(&engine);
                 }
                 println!("following {} at {}", text(&engine, "name"), text(&engine, "events"));
+                let named = engine["blocks"]["layout"]["tokens"].as_u64();
+                if let Some(tokens) = named.filter(|tokens| *tokens != u64::from(follow.block_tokens)) {
+                    eprintln!(
+                        "note: its blocks in kvhive have {tokens} tokens and its own {}: routes count both, and block events of kvhive's go by \
+                         the engines' hashes only where these are equal",
+                        follow.block_tokens
+                    );
+                }
                 Ok(())
             }
             Some(Verb::Forget { name }) => {

@@ -14,8 +14,8 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// How long a detached cluster may take until it serves.
-const DETACH_LIMIT: Duration = Duration::from_secs(90);
+/// How much longer than its supervisor waits for a cluster whoever detached it waits for the supervisor.
+const DETACH_LIMIT: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(100);
 
 /// Start a whole cluster on this machine, or one process of a cluster file
@@ -47,7 +47,7 @@ pub(crate) struct Up {
     #[arg(long, conflicts_with = "config")]
     fresh: bool,
     /// Coordinator processes: 1 to 15, of which an odd number is best [default: 3]
-    #[arg(long, value_name = "N", conflicts_with = "config")]
+    #[arg(long, value_name = "N", conflicts_with = "config", value_parser = clap::value_parser!(u32).range(1..=15))]
     coordinators: Option<u32>,
     /// Node processes [default: 2]
     #[arg(long, value_name = "N", conflicts_with = "config")]
@@ -213,7 +213,7 @@ impl Up {
             .spawn()
             .context("cannot start the supervisor")?;
         let spinner = spinner();
-        let begun = Instant::now();
+        let (begun, limit) = (Instant::now(), local::start_limit(&self.dir) + DETACH_LIMIT);
         loop {
             if let Some(status) = supervisor.try_wait()? {
                 let said = std::fs::read_to_string(&log_file).unwrap_or_default();
@@ -235,11 +235,8 @@ impl Up {
                 println!("it runs in the background; `kvhive down{dir}` stops it");
                 return Ok(());
             }
-            if begun.elapsed() > DETACH_LIMIT {
-                bail!(
-                    "the cluster does not serve after {DETACH_LIMIT:?}; see {}",
-                    self.dir.join("logs").display()
-                );
+            if begun.elapsed() > limit {
+                bail!("the cluster does not serve after {limit:?}; see {}", self.dir.join("logs").display());
             }
             spinner.set_message("waiting for the cluster".to_owned());
             std::thread::sleep(POLL);

@@ -118,6 +118,13 @@ pub(crate) const NODE: &[Key] = &[
          When it is full, those go that were not asked for longest."
     ),
     key!(
+        "guest_memory",
+        Rule::Size { min: 1 << 20, max: 1 << 40, or_zero: true },
+        Value("64MiB"),
+        "Memory for blocks of slots that the node is no replica of, which it fetches from one for clients that name it as near, once for all \
+         of them. It is taken as they come. 0 keeps none: then such clients ask replicas themselves."
+    ),
+    key!(
         "redis_listen",
         Rule::Listen,
         Derived("none: nothing speaks Redis"),

@@ -276,6 +276,9 @@ impl Consensus {
         if self.reads.len() >= self.config.max_inflight {
             return refuse(RefuseReason::Overloaded);
         }
+        if is(Bug::ReadsWithoutAsking) {
+            return effects.push(Effect::Readable { ticket });
+        }
         self.reads.gather(ticket);
     }
 
@@ -368,7 +371,10 @@ impl Consensus {
         }
         self.apply(ready.take_committed_entries(), effects);
         let number = ready.number();
-        let after_write = ready.take_persisted_messages();
+        let mut after_write = ready.take_persisted_messages();
+        if is(Bug::AnswersBeforeSync) {
+            self.send(std::mem::take(&mut after_write), effects);
+        }
         self.raw.advance_append_async(ready);
         if batch != LogBatch::default() {
             let write = self.next_write();

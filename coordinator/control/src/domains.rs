@@ -131,12 +131,8 @@ pub(crate) fn shared(set: &[Place], place: Place) -> Shared {
     std::array::from_fn(|level| set.iter().filter(|one| one.0[level] == place.0[level]).count() as u32)
 }
 
-fn distinct(of: impl Iterator<Item = u32>) -> usize {
-    let mut seen: Vec<u32> = Vec::with_capacity(8);
-    for one in of {
-        if !seen.contains(&one) {
-            seen.push(one);
-        }
-    }
-    seen.len()
+/// Counts what is different among a few.
+fn distinct(of: impl Iterator<Item = u32> + Clone) -> usize {
+    let is_first = |(at, one): &(usize, u32)| !of.clone().take(*at).any(|before| before == *one);
+    of.clone().enumerate().filter(is_first).count()
 }

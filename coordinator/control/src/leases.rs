@@ -164,7 +164,10 @@ impl Leases {
         }
         self.ghosts.retain(|_, ghost| ghost.lease_until > self.now);
         let (now, grace, inherited) = (self.now, grace(&map.settings), self.inherited_until(map));
-        let serving_until = self.began + serving_grace(&map.settings);
+        let serving_until = match is(Bug::NewLeaderForgetsLeases) {
+            true => self.began,
+            false => self.began + serving_grace(&map.settings),
+        };
         for (id, member) in map.members.iter().filter(|(_, member)| is_up(member)) {
             self.records.entry(*id).or_insert_with(|| Record {
                 generation: member.generation,
@@ -210,7 +213,8 @@ impl Leases {
             until: one.serving_until,
             is_silent: one.lease_until <= now,
         });
-        up.chain(self.afterlives.serving_before(epoch, now))
+        let over = self.afterlives.serving_before(epoch, now);
+        up.chain(over.filter(|_| !is(Bug::ClearForgetsAfterlives)))
     }
 
     /// Returns an afterlife that is over and for which a proposal is due, as [`Leases::condemn`] does.

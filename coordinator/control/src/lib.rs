@@ -24,6 +24,7 @@ mod leases;
 mod levels;
 mod log2;
 mod moves;
+mod newcomers;
 mod overseer;
 mod pins;
 pub mod placement;
@@ -40,6 +41,7 @@ mod snapshot;
 mod telling;
 mod tenant_rules;
 mod validate;
+mod wanted;
 mod why;
 
 pub use again::{Cleared, first_era};

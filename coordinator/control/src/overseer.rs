@@ -9,6 +9,7 @@ use crate::leases::{Leases, Server};
 use crate::planner::{Planner, Reports};
 use crate::room;
 use crate::why;
+use kvhive_planted::{Bug, is};
 use kvhive_protocol::control::{BalanceReport, Command, DeviceLoad, Heartbeat, MovesReport};
 use kvhive_protocol::load::Work;
 use kvhive_protocol::{
@@ -170,7 +171,7 @@ impl Overseer {
         reign.follow(map);
         let known = reign.leases.get(beat.member).filter(|record| record.generation == beat.generation);
         // One that is being declared down is not renewed: it must not hold a lease when that is applied.
-        if known.is_none_or(|record| record.condemned.is_some()) {
+        if known.is_none_or(|record| record.condemned.is_some() && !is(Bug::RenewsTheCondemned)) {
             self.counters.fenced += 1;
             return BeatVerdict::Fenced;
         }

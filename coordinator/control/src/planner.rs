@@ -5,6 +5,7 @@ use crate::cordon;
 use crate::moves::{self, Present};
 use crate::pins;
 use crate::placement::{self, Candidate};
+use crate::wanted;
 use kvhive_protocol::control::Command;
 use kvhive_protocol::{ClusterMap, DeviceId, Filling, ReplicaSet, Slot};
 use std::collections::{BTreeMap, BTreeSet};
@@ -53,9 +54,9 @@ struct Wanted {
     replicas: usize,
     balanced: Arc<BTreeMap<Slot, ReplicaSet>>,
     /// By their hash.
-    hashed: Vec<ReplicaSet>,
+    hashed: Arc<Vec<ReplicaSet>>,
     /// As work is spread more evenly.
-    sets: Vec<ReplicaSet>,
+    sets: Arc<Vec<ReplicaSet>>,
     /// Both as members that are cordoned make them; none while none is.
     cordoned: Option<Cordoned>,
 }
@@ -81,7 +82,7 @@ impl Wanted {
         if self.cordoned.as_ref().is_some_and(is_it) {
             return;
         }
-        let (mut hashed, mut sets) = (self.hashed.clone(), self.sets.clone());
+        let (mut hashed, mut sets) = (self.hashed.to_vec(), self.sets.to_vec());
         cordon::heed(map, &self.candidates, &mut hashed);
         cordon::heed(map, &self.candidates, &mut sets);
         let (slots, filling) = (map.slots.clone(), map.filling.clone());
@@ -173,9 +174,11 @@ impl Planner {
         let is_it = |wanted: &Wanted| is_hashed(wanted) && wanted.balanced == map.balanced;
         if !self.wanted.as_ref().is_some_and(is_it) {
             let known = self.wanted.take().filter(is_hashed).map(|wanted| wanted.hashed);
-            let hashed = known.unwrap_or_else(|| placement::wanted_map(&candidates, replicas));
+            let hashed = known.unwrap_or_else(|| wanted::map(&candidates, replicas));
             let mut sets = hashed.clone();
-            placement::balance(map, &candidates, &mut sets);
+            if !map.balanced.is_empty() {
+                placement::balance(map, &candidates, Arc::make_mut(&mut sets).as_mut_slice());
+            }
             let balanced = map.balanced.clone();
             self.wanted = Some(Wanted { candidates, replicas, balanced, hashed, sets, cordoned: None });
         }
@@ -184,8 +187,8 @@ impl Planner {
         };
         wanted.heed_cordons(map);
         let (hashed, sets) = match &wanted.cordoned {
-            Some(heeded) => (&heeded.hashed, &heeded.sets),
-            None => (&wanted.hashed, &wanted.sets),
+            Some(heeded) => (&heeded.hashed[..], &heeded.sets[..]),
+            None => (&wanted.hashed[..], &wanted.sets[..]),
         };
         Places { candidates: &wanted.candidates, hashed, wanted: sets }
     }

@@ -2,6 +2,7 @@
 //! whoever holds data keeps its slots. Part of applying a command, so the same on every coordinator.
 
 use crate::placement::{self, Completion};
+use crate::wanted;
 use kvhive_protocol::{ClusterMap, DeviceId, Filling, MemberId, ReplicaSet, SLOTS, Slot};
 use std::sync::Arc;
 
@@ -61,8 +62,10 @@ pub(crate) fn fill(map: &mut ClusterMap, repair: &mut Repair) {
     if replicas > 0 && map.slots.iter().any(|set| set.0.len() < replicas) {
         let completion = Completion::of(&candidates);
         // Where the slot belongs comes first, so that later there is less to move.
-        let mut wanted = placement::wanted_map(&candidates, replicas);
-        placement::balance(map, &candidates, &mut wanted);
+        let mut wanted = wanted::map(&candidates, replicas);
+        if !map.balanced.is_empty() {
+            placement::balance(map, &candidates, Arc::make_mut(&mut wanted).as_mut_slice());
+        }
         let filling = Arc::make_mut(&mut map.filling);
         for (slot, set) in Slot::all().zip(Arc::make_mut(&mut map.slots).iter_mut()) {
             let before = set.0.len();

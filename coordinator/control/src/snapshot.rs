@@ -74,8 +74,8 @@ pub enum RestoreError {
     },
 }
 
-/// Part of a snapshot. The first is the head.
-#[derive(Serialize, Deserialize)]
+/// Part of a snapshot, as it is read. The first is the head.
+#[derive(Deserialize)]
 enum Section {
     Head { applied: u64, events: u64, map: Option<MapHead> },
     Members(Vec<(MemberId, Member)>),
@@ -88,6 +88,23 @@ enum Section {
     Scaling(Scaling),
     Engines(Vec<Engine>),
     Pins(Vec<(String, Pin)>),
+    Stretches(Vec<Stretch>),
+}
+
+/// The same as it is written: of what the registry has, nothing is copied first. Variants stand in the order of [`Section`]'s.
+#[derive(Serialize)]
+enum Written<'a> {
+    Head { applied: u64, events: u64, map: Option<MapHead> },
+    Members(Vec<(MemberId, &'a Member)>),
+    Slots(&'a [ReplicaSet]),
+    Filling(Vec<(Slot, &'a Filling)>),
+    Tenants(Vec<(TenantId, &'a Tenant)>),
+    Clients(&'a [(&'a u128, &'a Client)]),
+    Balanced(Vec<(Slot, &'a ReplicaSet)>),
+    Events(&'a [&'a ClusterEvent]),
+    Scaling(&'a Scaling),
+    Engines(Vec<&'a Engine>),
+    Pins(Vec<(&'a str, &'a Pin)>),
     Stretches(Vec<Stretch>),
 }
 
@@ -121,45 +138,40 @@ impl Registry {
             coordinators: map.coordinators.to_vec(),
             strangers: map.strangers,
         });
-        put(&mut out, &Section::Head { applied: self.applied, events: self.journal.newest(), map: head });
+        put(&mut out, &Written::Head { applied: self.applied, events: self.journal.newest(), map: head });
         if let Some(map) = map {
-            let members: Vec<_> = map.members.iter().map(|(id, member)| (*id, member.clone())).collect();
+            let members: Vec<_> = map.members.iter().map(|(id, member)| (*id, member)).collect();
             for part in members.chunks(MEMBERS_PER_SECTION) {
-                put(&mut out, &Section::Members(part.to_vec()));
+                put(&mut out, &Written::Members(part.to_vec()));
             }
-            put(&mut out, &Section::Slots(map.slots.to_vec()));
-            let filling = map.filling.iter().map(|(slot, filling)| (*slot, filling.clone())).collect();
-            put(&mut out, &Section::Filling(filling));
-            let balanced = map.balanced.iter().map(|(slot, set)| (*slot, set.clone())).collect();
-            put(&mut out, &Section::Balanced(balanced));
-            let tenants: Vec<_> = map.tenants.iter().map(|(id, tenant)| (*id, tenant.clone())).collect();
+            put(&mut out, &Written::Slots(&map.slots));
+            put(&mut out, &Written::Filling(map.filling.iter().map(|(slot, one)| (*slot, one)).collect()));
+            put(&mut out, &Written::Balanced(map.balanced.iter().map(|(slot, set)| (*slot, set)).collect()));
+            let tenants: Vec<_> = map.tenants.iter().map(|(id, tenant)| (*id, tenant)).collect();
             for part in tenants.chunks(TENANTS_PER_SECTION) {
-                put(&mut out, &Section::Tenants(part.to_vec()));
+                put(&mut out, &Written::Tenants(part.to_vec()));
             }
             if !map.pins.is_empty() {
-                let pins = map.pins.iter().map(|(name, pin)| (name.clone(), pin.clone())).collect();
-                put(&mut out, &Section::Pins(pins));
+                let pins = map.pins.iter().map(|(name, pin)| (name.as_str(), pin)).collect();
+                put(&mut out, &Written::Pins(pins));
             }
         }
         let clients: Vec<_> = self.dedupe.iter().filter(|_| !is(Bug::SnapshotForgetsOutcomes)).collect();
         for part in clients.chunks(CLIENTS_PER_SECTION) {
-            put(
-                &mut out,
-                &Section::Clients(part.iter().map(|(id, client)| (**id, (*client).clone())).collect()),
-            );
+            put(&mut out, &Written::Clients(part));
         }
         let events: Vec<_> = self.journal.iter().collect();
         for part in events.chunks(EVENTS_PER_SECTION) {
-            put(&mut out, &Section::Events(part.iter().map(|event| (*event).clone()).collect()));
+            put(&mut out, &Written::Events(part));
         }
-        put(&mut out, &Section::Scaling(self.scaling.clone()));
+        put(&mut out, &Written::Scaling(&self.scaling));
         // There is none below the level from which builds know the section.
         if self.scaling.stretches().len() > 0 {
-            put(&mut out, &Section::Stretches(self.scaling.stretches().copied().collect()));
+            put(&mut out, &Written::Stretches(self.scaling.stretches().copied().collect()));
         }
-        let engines: Vec<Engine> = self.engines.all().values().cloned().collect();
+        let engines = self.engines.all();
         if !engines.is_empty() {
-            put(&mut out, &Section::Engines(engines));
+            put(&mut out, &Written::Engines(engines.values().collect()));
         }
         let sum = xxh3_64(&out);
         out.extend_from_slice(&sum.to_le_bytes());
@@ -327,7 +339,7 @@ impl Parts {
     }
 }
 
-fn put(out: &mut Vec<u8>, section: &Section) {
+fn put(out: &mut Vec<u8>, section: &Written<'_>) {
     let at = out.len();
     out.extend_from_slice(&[0; 4]);
     codec::encode_into(section, out)

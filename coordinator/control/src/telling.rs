@@ -7,7 +7,8 @@ use kvhive_protocol::control::{Command, CommandReply, Placing};
 use kvhive_protocol::data::Ack;
 use kvhive_protocol::scaling::{ScalingChange, ScalingMode};
 use kvhive_protocol::{
-    Change, ClusterMap, EventKind, Filling, MemberId, Note, Pin, Reason, RulesChange, Slot, Subject, TenantId,
+    Change, ClusterMap, DeviceId, EventKind, Filling, MemberId, Note, Pin, Reason, RulesChange, Slot,
+    Subject, TenantId,
 };
 use std::convert::Infallible;
 
@@ -145,18 +146,17 @@ fn pinned(kind: EventKind, name: &str, pin: &Pin, tenant: Option<String>) -> Not
 fn placed(changes: &[Placing], map: &ClusterMap) -> Note {
     let none = Filling::default();
     let now = |slot: Slot| (&map.replicas(slot).0, map.filling.get(&slot).unwrap_or(&none));
-    let is_new = |one: &&Placing| now(one.slot) != (&one.set, &one.filling);
-    let new: Vec<&Placing> = changes.iter().filter(is_new).collect();
-    let count = |what: &dyn Fn(&Placing) -> bool| new.iter().filter(|one| what(one)).count() as u64;
-    let begun = count(&|one| {
-        one.filling.streams && (!now(one.slot).1.streams || now(one.slot).1.devices != one.filling.devices)
-    });
-    let arrived = count(&|one| {
-        let lacked = now(one.slot).1.devices.iter();
-        lacked.clone().any(|device| one.set.contains(device) && !one.filling.devices.contains(device))
-    });
-    let primaries = count(&|one| now(one.slot).0.first() != one.set.first());
-    Note::new(EventKind::SlotsPlaced, Subject::slots(new.iter().map(|one| one.slot)))
+    let changes = changes.iter().map(|one| (one, now(one.slot)));
+    let new: Vec<_> = changes.filter(|(one, now)| *now != (&one.set, &one.filling)).collect();
+    let (mut begun, mut arrived, mut primaries) = (0, 0, 0);
+    for (one, (set, filling)) in &new {
+        let is_other = !filling.streams || filling.devices != one.filling.devices;
+        begun += u64::from(one.filling.streams && is_other);
+        let has_come = |device: &DeviceId| one.set.contains(device) && !one.filling.devices.contains(device);
+        arrived += u64::from(filling.devices.iter().any(has_come));
+        primaries += u64::from(set.first() != one.set.first());
+    }
+    Note::new(EventKind::SlotsPlaced, Subject::slots(new.iter().map(|(one, _)| one.slot)))
         .with_some("copies_begun", begun)
         .with_some("copies_arrived", arrived)
         .with_some("primaries_changed", primaries)

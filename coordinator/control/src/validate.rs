@@ -60,7 +60,7 @@ pub fn check_command(command: &Command) -> Result<(), WireError> {
         }
         Command::SetTenantRules { tenant, change } => tenant_rules::check_change_alone(*tenant, change),
         Command::PlaceSlots { changes, .. } => {
-            let mut named = BTreeSet::new();
+            let mut named = Named::default();
             changes.iter().try_for_each(|one| {
                 slot_once(one.slot, &mut named)?;
                 set_size(one.slot, &one.set, 1)?;
@@ -163,7 +163,7 @@ pub(crate) fn placement(map: &ClusterMap, changes: &[Placing]) -> Result<(), Wir
     let candidates = placement::candidates(map);
     let spread = Completion::of(&candidates);
     let least = placement::takers(&candidates).min(usize::from(map.settings.replicas)).max(1);
-    let mut named = BTreeSet::new();
+    let mut named = Named::default();
     for Placing { slot, set, filling } in changes {
         slot_once(*slot, &mut named)?;
         set_size(*slot, set, least)?;
@@ -202,7 +202,7 @@ pub(crate) fn placement(map: &ClusterMap, changes: &[Placing]) -> Result<(), Wir
 
 fn balancing_alone(changes: &[Balancing]) -> Result<(), WireError> {
     within("number of slots", changes.len() as u64, 0..=MAX_BALANCED as u64)?;
-    let mut named = BTreeSet::new();
+    let mut named = Named::default();
     changes.iter().try_for_each(|one| {
         slot_once(one.slot, &mut named)?;
         within("number of replicas", one.set.len() as u64, 0..=u64::from(MAX_REPLICAS))
@@ -233,7 +233,26 @@ pub(crate) fn coordinators(addresses: &[String]) -> Result<(), WireError> {
     addresses.iter().try_for_each(|one| address("coordinator's address", one))
 }
 
-fn slot_once(slot: Slot, named: &mut BTreeSet<Slot>) -> Result<(), WireError> {
+/// Slots that a command has named: a bit each.
+struct Named([u64; SLOTS as usize / 64]);
+
+impl Default for Named {
+    fn default() -> Named {
+        Named([0; SLOTS as usize / 64])
+    }
+}
+
+impl Named {
+    /// Notes a slot that exists; says whether it was not named before.
+    fn insert(&mut self, slot: Slot) -> bool {
+        let (word, bit) = (&mut self.0[usize::from(slot.0 / 64)], 1 << (slot.0 % 64));
+        let is_new = *word & bit == 0;
+        *word |= bit;
+        is_new
+    }
+}
+
+fn slot_once(slot: Slot, named: &mut Named) -> Result<(), WireError> {
     if slot.0 >= SLOTS || !named.insert(slot) {
         return Err(WireError::rejected(format_args!(
             "slot {slot} is named twice or does not exist: each of 0 to {} may be named once",
@@ -317,18 +336,20 @@ pub(crate) fn map(map: &ClusterMap) -> Result<(), String> {
 
 fn slots(map: &ClusterMap) -> Result<(), String> {
     let places = Places::of(map);
+    // Both ascend by slot.
+    let mut fillings = map.filling.iter().peekable();
     for (slot, ReplicaSet(set)) in map.slots.iter().enumerate() {
         if set.len() > MAX_SET {
             return Err(format!("slot {slot} has {} replicas, allowed are {MAX_SET}", set.len()));
         }
-        let filling = map.filling.get(&Slot(slot as u16));
-        places.check(slot as u16, set, filling.map_or(&[], |filling| &filling.devices))?;
+        let filling = fillings.next_if(|(filled, _)| usize::from(filled.0) == slot);
+        places.check(slot as u16, set, filling.map_or(&[], |(_, filling)| &filling.devices))?;
     }
     Ok(())
 }
 
-/// How many devices each member that is up has: looked up once a slot, so kept small.
-struct Places(BTreeMap<MemberId, usize>);
+/// How many devices each member that is up has, ascending: looked up for each replica of each slot, so kept small.
+struct Places(Vec<(MemberId, usize)>);
 
 impl Places {
     fn of(map: &ClusterMap) -> Self {
@@ -336,10 +357,14 @@ impl Places {
         Places(up.map(|(id, member)| (*id, member.devices.len())).collect())
     }
 
+    fn devices(&self, member: MemberId) -> usize {
+        self.0.binary_search_by_key(&member, |(id, _)| *id).map_or(0, |at| self.0[at].1)
+    }
+
     /// Two devices of one member are allowed where one of them lacks blocks: it takes the other's place.
     fn check(&self, slot: u16, set: &[DeviceId], lacking: &[DeviceId]) -> Result<(), String> {
         for (at, device) in set.iter().enumerate() {
-            if self.0.get(&device.member).is_none_or(|devices| usize::from(device.index) >= *devices) {
+            if usize::from(device.index) >= self.devices(device.member) {
                 return Err(format!(
                     "slot {slot} would be on device {device}, which is not one of a member that is up"
                 ));

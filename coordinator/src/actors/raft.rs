@@ -449,7 +449,9 @@ impl Actor for RaftActor {
                 };
                 // Written down, it would end every member that does not know it.
                 let level = self.parts.registry.level();
-                match kvhive_control::check_level(&proposal.command, level) {
+                let sound = kvhive_control::check_level(&proposal.command, level)
+                    .and_then(|()| self.parts.registry.check_newcomer(&proposal.command));
+                match sound {
                     Err(error) if leads => reply.send(ControlReply::Failed(error)),
                     _ => self.propose(proposal, reason, Some(reply)),
                 }

@@ -229,10 +229,20 @@ impl Group {
 
     /// Registers a node through the leader.
     pub(crate) fn register(&self, name: &str) -> TestNode {
+        match self.try_register(name, "127.0.0.1:1") {
+            ControlReply::Registered { member, generation, map } => {
+                TestNode { member, generation, epoch: map.epoch }
+            }
+            other => panic!("{name} was not registered: {other:?}"),
+        }
+    }
+
+    /// Has a node at `address` ask the leader to register it, and returns the answer.
+    pub(crate) fn try_register(&self, name: &str, address: &str) -> ControlReply {
         let registration = Registration {
             request: fresh_request(),
             name: name.to_owned(),
-            data_address: "127.0.0.1:1".to_owned(),
+            data_address: address.to_owned(),
             metrics_address: "127.0.0.1:2".to_owned(),
             labels: BTreeMap::new(),
             devices: vec![DeviceDescription {
@@ -244,12 +254,7 @@ impl Group {
             codec: Default::default(),
             speaks: kvhive_protocol::Level::NEWEST,
         };
-        match self.ask(self.leader(), Role::Node, &ControlRequest::Register(registration)) {
-            ControlReply::Registered { member, generation, map } => {
-                TestNode { member, generation, epoch: map.epoch }
-            }
-            other => panic!("{name} was not registered: {other:?}"),
-        }
+        self.ask(self.leader(), Role::Node, &ControlRequest::Register(registration))
     }
 
     /// Sends a node's heartbeat to the leader and returns the answer. The node does not adopt what comes with it.

@@ -3,7 +3,7 @@
 use crate::group::{Group, eventually, fresh_request, submit};
 use kvhive_coordinator::{CoordinatorConfig, CoordinatorError, MembershipError};
 use kvhive_protocol::control::{Command, CommandReply, ControlReply, ControlRequest};
-use kvhive_protocol::{Epoch, Era, Reason, TenantRules};
+use kvhive_protocol::{Epoch, Era, Reason, TenantRules, WireError};
 use std::path::{Path, PathBuf};
 
 fn create(name: &str, secret: u8) -> ControlRequest {
@@ -16,6 +16,24 @@ fn create(name: &str, secret: u8) -> ControlRequest {
             rules: TenantRules::default(),
         },
     }
+}
+
+#[test]
+fn a_name_is_its_nodes_until_the_lease_has_run_out_and_its_next_start_is_let_in_at_once() {
+    let group = Group::of(3);
+    let first = group.register("node-a");
+    let next = group.register("node-a");
+    assert!(next.member == first.member && next.generation > first.generation, "started anew where it was");
+    let taken = WireError::NameTaken { name: "node-a".to_owned(), address: "127.0.0.1:1".to_owned() };
+    let elsewhere = || group.try_register("node-a", "127.0.0.1:9");
+    assert_eq!(elsewhere(), ControlReply::Failed(taken));
+    let member = group.map(group.leader()).members[&next.member].clone();
+    assert_eq!((member.generation, member.data_address.as_str()), (next.generation, "127.0.0.1:1"));
+    eventually(
+        "it is silent, and its name is free",
+        || matches!(elsewhere(), ControlReply::Registered { member, .. } if member == next.member),
+    );
+    assert_eq!(group.beat(&next), ControlReply::Fenced);
 }
 
 #[test]

@@ -7,6 +7,7 @@
 //! - [`Heat`]: how much each slot is read.
 //! - [`Tenure`], [`Lapses`]: since when a device has its slots, and when its node had no lease last.
 //! - [`Fills`]: which slots' blocks a node gives to other nodes; [`Nearest`]: in which order.
+//! - [`Guests`]: blocks of others' slots that a node keeps for clients near it.
 //! - [`Names`]: which blocks names mean that can be given another meaning.
 //! - [`Displacing`]: what a device lets go of for slots of members that are being emptied.
 //! - [`Intake`]: which blocks of a snapshot may still find room; [`held_at_once`]: how many of a fetch are read.
@@ -22,6 +23,7 @@ mod expected;
 mod feed;
 mod fills;
 mod frames;
+mod guests;
 mod heat;
 mod index;
 mod intake;
@@ -48,6 +50,7 @@ pub use block::{BlockId, CopyTicket, ShrinkTicket, Tier, WriteTicket};
 pub use displacing::{Displacing, Holder, Unsettled};
 pub use fills::{Fate, Fills, Pass, Round};
 pub use frames::TierCapacity;
+pub use guests::{GuestKey, Guests, Visit};
 pub use heat::Heat;
 pub use intake::{Intake, held_at_once};
 pub use member::{Member, MemberEffect, MemberEvent, MemberTuning, Tenancy};

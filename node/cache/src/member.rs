@@ -53,6 +53,8 @@ pub enum MemberEvent {
     },
     /// A registration or heartbeat failed or was not answered in time.
     Failed,
+    /// The coordinators refused the registration.
+    Refused(WireError),
     /// The coordinators no longer know this member in this generation.
     Fenced,
     /// Everything that serves has adopted this map.
@@ -136,6 +138,8 @@ pub struct Member {
     asking: bool,
     next_ask: Moment,
     failures: u32,
+    /// Why it never becomes a member.
+    refused: Option<WireError>,
 }
 
 impl Member {
@@ -152,6 +156,7 @@ impl Member {
             asking: false,
             next_ask: Moment::ZERO,
             failures: 0,
+            refused: None,
         }
     }
 
@@ -166,11 +171,15 @@ impl Member {
                 self.state = State::Inside { member, generation };
                 self.learn(now, map, effects);
             }
+            MemberEvent::Beat { map, .. } if is(Bug::LeaseFromAnswer) => self.on_beat(now, now, map, effects),
             MemberEvent::Beat { sent, map } => self.on_beat(now, sent, map, effects),
-            MemberEvent::Failed => {
-                self.asking = false;
-                self.failures = self.failures.saturating_add(1);
-                self.next_ask = now + self.wait();
+            MemberEvent::Failed => self.try_later(now),
+            MemberEvent::Refused(error) => {
+                self.try_later(now);
+                // One that was a member asks on: what it holds is worth more than an early end, and its owner may mend the cluster.
+                if self.map.is_none() && matches!(error, WireError::Rejected { .. }) {
+                    self.refused = Some(error);
+                }
             }
             MemberEvent::Fenced if is(Bug::FencedStaysOut) => self.asking = false,
             MemberEvent::Fenced => {
@@ -199,9 +208,15 @@ impl Member {
                 }
             }
         }
-        if !self.asking && self.next_ask <= now && !self.is_stuck(now) {
+        if !self.asking && self.next_ask <= now && !self.is_stuck(now) && self.refused.is_none() {
             self.ask(now, effects);
         }
+    }
+
+    fn try_later(&mut self, now: Moment) {
+        self.asking = false;
+        self.failures = self.failures.saturating_add(1);
+        self.next_ask = now + self.wait();
     }
 
     /// Says whether it has taken over no map for a whole lease, although there is a newer one: its lease has run out by that, and its
@@ -301,6 +316,12 @@ impl Member {
             State::Outside => None,
             State::Inside { member, generation } => Some((member, generation)),
         }
+    }
+
+    /// Returns why it never becomes a member, if it was never one and was refused for a reason that a repeat does not change. It asks no
+    /// more then.
+    pub fn refused(&self) -> Option<&WireError> {
+        self.refused.as_ref()
     }
 
     /// Returns when its leases end.

@@ -46,6 +46,26 @@ fn a_node_registers_beats_and_serves_from_when_the_beat_was_sent() {
     assert_eq!(step(&mut member, 210, MemberEvent::Tick), [heartbeat(4)]);
 }
 
+#[test]
+fn who_is_refused_for_good_at_its_start_asks_no_more_and_whoever_waits_for_a_name_asks_on() {
+    let rejected = || MemberEvent::Refused(WireError::rejected(format_args!("name: bad")));
+    let mut member = Member::new(MemberTuning::default());
+    step(&mut member, 0, MemberEvent::Tick);
+    let taken = WireError::NameTaken { name: "one".into(), address: "10.0.0.1:7810".into() };
+    step(&mut member, 10, MemberEvent::Refused(taken));
+    assert_eq!(member.refused(), None, "the name may be free soon");
+    assert_eq!(step(&mut member, 60, MemberEvent::Tick), [MemberEffect::Register]);
+    step(&mut member, 70, rejected());
+    assert_eq!(member.refused(), Some(&WireError::rejected(format_args!("name: bad"))));
+    assert_eq!(step(&mut member, 60_000, MemberEvent::Tick), []);
+
+    let mut member = serving_long();
+    step(&mut member, 3000, MemberEvent::Fenced);
+    step(&mut member, 3010, rejected());
+    assert_eq!(member.refused(), None, "it was a member");
+    assert_eq!(step(&mut member, 5000, MemberEvent::Tick), [MemberEffect::Register]);
+}
+
 /// A map by which members serve for 9 s.
 fn long(epoch: u64) -> Arc<ClusterMap> {
     let mut map = (*map(epoch)).clone();

@@ -152,7 +152,9 @@ async fn serve_request(
         | DataRequest::Lend(_)
         | DataRequest::Done(_)
         | DataRequest::Receive(_)
-        | DataRequest::Pair(_) => None,
+        | DataRequest::Pair(_)
+        // How long it takes is another node's matter too.
+        | DataRequest::Guest(_) => None,
     };
     let served = answer(connection, peer, plane, (number, request), &mut span, noted, grants).await;
     if let Err(fault) = &served {
@@ -208,12 +210,17 @@ async fn answer(
         DataRequest::Receive(request) => plane.receive(peer, span, request).await,
         DataRequest::Pair(request) => heard(plane, peer, request),
         DataRequest::Store(request) => plane.store(connection, (peer, until), span, request).await?,
-        DataRequest::Fetch(request) => match plane
-            .fetch(span, (peer.role, until), request, looks.as_ref().map(|(start, _)| *start))
-            .await
-        {
-            Ok(found) => match plane.answer(peer.role, &found) {
-                Ok(reply) => {
+        DataRequest::Fetch(_) | DataRequest::Guest(_) => {
+            let found = match request {
+                DataRequest::Guest(request) => plane.visit(span, (peer.role, until), *request).await,
+                DataRequest::Fetch(request) => {
+                    let start = looks.as_ref().map(|(start, _)| *start);
+                    plane.fetch(span, (peer.role, until), request, start).await
+                }
+                _ => Err(WireError::malformed(format_args!("no request for blocks"))),
+            };
+            match found.and_then(|found| Ok((plane.answer(peer.role, &found)?, found))) {
+                Ok((reply, found)) => {
                     traced::answered(span, &reply);
                     if let Some(noted) = noted {
                         noted.answered(&reply);
@@ -222,9 +229,8 @@ async fn answer(
                     return Ok(Given::Answer);
                 }
                 Err(error) => Err(error),
-            },
-            Err(error) => Err(error),
-        },
+            }
+        }
     };
     // Nothing newer comes to a node that no coordinator answers: nobody is to wait for that.
     let reply = reply.map_err(|error| match error {

@@ -65,6 +65,14 @@ pub(crate) struct Counters {
     pub(crate) gathered_bytes: AtomicU64,
     pub(crate) scattered_bytes: AtomicU64,
     pub(crate) stage_failures: AtomicU64,
+    /// Guests that askers were given: that were here, that others had fetched already, that were fetched for them; those that they were not;
+    /// bytes that came for them, and times that a replica did not send what it was asked for.
+    pub(crate) guests_here: AtomicU64,
+    pub(crate) guests_joined: AtomicU64,
+    pub(crate) guests_fetched: AtomicU64,
+    pub(crate) guests_missed: AtomicU64,
+    pub(crate) guest_fetched_bytes: AtomicU64,
+    pub(crate) guest_failures: AtomicU64,
     /// Processes that were not let look: their pass was none, or their user another.
     pub(crate) share_refused_pass: AtomicU64,
     pub(crate) share_refused_user: AtomicU64,

@@ -1,6 +1,7 @@
 //! Blocks for askers who want them raw: checked, decoded into memory of their own, under a header of their own, where that
 //! may take its time.
 
+use crate::book::Guest;
 use crate::data::check;
 use crate::data::counters::count;
 use crate::data::plane::DataPlane;
@@ -11,6 +12,7 @@ use kvhive_protocol::block::{Codec, digest};
 use kvhive_protocol::share::LEAST_SHARED_BYTES;
 use kvhive_protocol::{BlockHeader, Layout, WireError};
 use kvhive_spans::Span;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
@@ -24,6 +26,8 @@ pub(super) enum Held {
     Frame(ReadGuard),
     /// Decoded.
     Raw(BlockHeader, Vec<u8>),
+    /// Another's, that was fetched from there.
+    Guest(Arc<Guest>),
 }
 
 impl Held {
@@ -31,6 +35,7 @@ impl Held {
         match self {
             Held::Frame(guard) => guard.header(),
             Held::Raw(header, _) => header,
+            Held::Guest(guest) => &guest.header,
         }
     }
 
@@ -38,7 +43,7 @@ impl Held {
     pub(super) fn shared_place(&self) -> Option<SharedPlace> {
         match self {
             Held::Frame(guard) => guard.shared_place(),
-            Held::Raw(..) => None,
+            Held::Raw(..) | Held::Guest(_) => None,
         }
     }
 
@@ -51,6 +56,7 @@ impl Held {
         match self {
             Held::Frame(guard) => guard.bytes(),
             Held::Raw(_, bytes) => bytes,
+            Held::Guest(guest) => &guest.bytes,
         }
     }
 }

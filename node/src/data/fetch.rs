@@ -20,13 +20,21 @@ use tokio::time::Instant;
 
 /// Blocks that are held for a fetch, by the position of their key.
 pub(super) struct Found {
-    device: DeviceId,
+    /// Whose they are; none of guests.
+    device: Option<DeviceId>,
     begun: Instant,
     blocks: Vec<Option<Held>>,
     /// For what was decoded; back when it is sent.
     _room: Option<OwnedSemaphorePermit>,
     /// Back when it is sent, too; none where nothing is.
     _turn: Option<Turn>,
+}
+
+impl Found {
+    /// Blocks that are no device's.
+    pub(super) fn guests(begun: Instant, blocks: Vec<Option<Held>>, turn: Option<Turn>) -> Found {
+        Found { device: None, begun, blocks, _room: None, _turn: turn }
+    }
 }
 
 impl DataPlane {
@@ -87,7 +95,7 @@ impl DataPlane {
                 device.work.gave(slot, held.bytes().len() as u64);
             }
         }
-        Ok(Found { device, begun, blocks, _room: room_taken, _turn: turn })
+        Ok(Found { device: Some(device), begun, blocks, _room: room_taken, _turn: turn })
     }
 
     /// Checks once more that the blocks found may leave: the lease holds, and no clear has ended the era of one of them
@@ -132,7 +140,7 @@ impl DataPlane {
             grants.hold(Instant::now(), seen);
             add(&self.counters.fetched_bytes, bytes);
             add(&self.counters.shown_bytes, bytes);
-            if let Some(device) = self.device(found.device) {
+            if let Some(device) = found.device.and_then(|device| self.device(device)) {
                 device.traffic.fetched(bytes, found.begun.elapsed());
             }
         }
@@ -157,9 +165,9 @@ impl DataPlane {
         sending.note("kvhive.bytes", bytes);
         self.paced(bytes, connection.send(Kind::DataReply, number, reply, &payload)).await?;
         add(&self.counters.fetched_bytes, bytes);
-        if let Some(device) =
-            self.device(found.device).filter(|_| bytes > 0 || !matches!(reply, DataReply::Looked { .. }))
-        {
+        // How long guests take says nothing of a device of this node.
+        let device = found.device.filter(|_| bytes > 0 || !matches!(reply, DataReply::Looked { .. }));
+        if let Some(device) = device.and_then(|device| self.device(device)) {
             device.traffic.fetched(bytes, found.begun.elapsed());
         }
         Ok(())

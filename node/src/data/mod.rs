@@ -10,6 +10,7 @@ mod decode;
 mod fair;
 mod fetch;
 mod grants;
+mod guests;
 mod here;
 mod names;
 mod payload;

@@ -63,6 +63,9 @@ impl About<'_> {
             DataRequest::Scatter(ask) => {
                 (ask.fetch.device, ask.fetch.tenant, &ask.fetch.runs, ask.fetch.keys.len())
             }
+            DataRequest::Guest(ask) => {
+                (ask.fetch.device, ask.fetch.tenant, &ask.fetch.runs, ask.fetch.keys.len())
+            }
             DataRequest::Release(ask) => (ask.device, ask.tenant, &ask.runs, ask.keys.len()),
             DataRequest::Survey(ask) => (ask.device, ask.tenant, &ask.runs, ask.keys.len()),
             _ => return None,

@@ -44,7 +44,7 @@ impl DiskBench {
     ) -> Result<DiskBench, DiskError> {
         let failed = |source| DiskError::Io { path: folder.to_owned(), source };
         let mover = if threads { Mover::Threads } else { Mover::Best };
-        let view = Arc::new(View::new(Arc::new(BootClock), 0));
+        let view = Arc::new(View::new(Arc::new(BootClock), 0, 0));
         let geometry = [Geometry { frame_bytes: block_bytes, records }];
         let mover = mover.start(1).map_err(failed)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();

@@ -232,7 +232,7 @@ mod tests {
         let geometry = [Geometry { frame_bytes: FRAME, records: RECORDS }];
         let tuning = DiskTuning::default();
         let open = || {
-            let view = Arc::new(View::new(Arc::new(BootClock), 0));
+            let view = Arc::new(View::new(Arc::new(BootClock), 0, 0));
             Store::open(folder.path(), &geometry, movers().remove(0), view, None, &tuning).expect("a folder")
         };
         let path = folder.path().join(format!("records-{FRAME}"));

@@ -32,6 +32,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
+pub(crate) use tcp::Fetching;
 use tcp::Tcp;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout_at};
@@ -170,6 +171,26 @@ impl Links {
         let deadline = Instant::now() + COPY_LIMIT;
         let asked = (span.context(), request);
         let answer = self.tcp.exchange(&serving.map, target, asked, &[], deadline).await;
+        answer.inspect_err(|fault| span.fail(fault))
+    }
+
+    /// Asks a replica for blocks; what is returned has what was answered, and their bytes come next.
+    ///
+    /// # Errors
+    /// When its node is not reached, refuses or does not answer by `deadline`.
+    pub(crate) async fn fetch(
+        &self,
+        (serving, trace): (&Serving, Option<TraceContext>),
+        target: DeviceId,
+        request: &DataRequest,
+        deadline: Instant,
+    ) -> Result<Fetching, Fault> {
+        let mut span = self.tracer.under(trace, SpanKind::Asked, request.name());
+        if span.is_on() {
+            span.note("kvhive.device", target);
+        }
+        let asked = (span.context(), request);
+        let answer = self.tcp.fetch(&serving.map, target, asked, deadline).await;
         answer.inspect_err(|fault| span.fail(fault))
     }
 

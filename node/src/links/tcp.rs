@@ -3,13 +3,51 @@
 use super::{Parcel, Transport};
 use futures_util::future::BoxFuture;
 use kvhive_client::{Lease, Pool};
-use kvhive_protocol::data::{DataReply, DataRequest};
-use kvhive_protocol::frame::Kind;
+use kvhive_protocol::data::{DataReply, DataRequest, Fetched};
+use kvhive_protocol::frame::{FrameLimits, Kind};
 use kvhive_protocol::{ClusterMap, DeviceId, MemberId, TraceContext, WireError};
 use kvhive_wire::Fault;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
+
+/// Message bytes of an answer to a fetch, at most: of as many blocks as one names.
+const FETCHED: FrameLimits = FrameLimits { message_bytes: 128 << 10, ..FrameLimits::OPEN };
+
+/// An answer whose blocks are on their way.
+pub(crate) struct Fetching {
+    lease: Lease,
+    blocks: Vec<Fetched>,
+}
+
+impl Fetching {
+    /// Returns what was answered of each block, once.
+    pub(crate) fn take_blocks(&mut self) -> Vec<Fetched> {
+        std::mem::take(&mut self.blocks)
+    }
+
+    /// Takes the next bytes in, and returns their digest.
+    ///
+    /// # Errors
+    /// When the connection fails, or has no so many.
+    pub(crate) async fn read(&mut self, into: &mut [u8]) -> Result<u64, Fault> {
+        self.lease.connection().read_payload(into).await
+    }
+
+    /// Passes over the next bytes.
+    ///
+    /// # Errors
+    /// As [`Fetching::read`].
+    pub(crate) async fn skip(&mut self, bytes: u64) -> Result<(), Fault> {
+        self.lease.connection().skip_payload(bytes).await
+    }
+
+    /// Gives the connection back for others, when all bytes have come.
+    pub(crate) fn end(mut self) {
+        self.lease.connection().set_limits(FrameLimits::OPEN);
+        self.lease.give_back();
+    }
+}
 
 /// Connections to the nodes of the cluster.
 pub(super) struct Tcp {
@@ -44,17 +82,49 @@ impl Tcp {
         payload: &[&[u8]],
         deadline: Instant,
     ) -> Result<DataReply, Fault> {
+        let (answer, lease) = self.asked(map, target, request, payload, FrameLimits::OPEN, deadline).await?;
+        lease.give_back();
+        Ok(answer)
+    }
+
+    /// Asks for blocks; what is returned has what was answered, and their bytes come next.
+    ///
+    /// # Errors
+    /// As [`Tcp::exchange`].
+    pub(super) async fn fetch(
+        &self,
+        map: &ClusterMap,
+        target: DeviceId,
+        request: (Option<TraceContext>, &DataRequest),
+        deadline: Instant,
+    ) -> Result<Fetching, Fault> {
+        match self.asked(map, target, request, &[], FETCHED, deadline).await? {
+            (DataReply::Fetched { blocks, .. }, lease) => Ok(Fetching { lease, blocks }),
+            _ => Err(Fault::Protocol(WireError::malformed(format_args!("a fetch was answered otherwise")))),
+        }
+    }
+
+    /// Asks a device and returns its answer with the connection, on which the answer's payload is left.
+    async fn asked(
+        &self,
+        map: &ClusterMap,
+        target: DeviceId,
+        request: (Option<TraceContext>, &DataRequest),
+        payload: &[&[u8]],
+        limits: FrameLimits,
+        deadline: Instant,
+    ) -> Result<(DataReply, Lease), Fault> {
         let Some(owner) = map.owner(target) else {
             return Err(Fault::Refused(WireError::WrongDevice { device: target }));
         };
         let limit = deadline.saturating_duration_since(Instant::now());
         let lease = self.pool.take(&owner.data_address, deadline).await?;
         let was_idle = lease.was_idle();
-        match self.exchange_over(lease, request, payload, (deadline, limit)).await {
+        match self.exchange_over((lease, limits), request, payload, (deadline, limit)).await {
             // The other end has gone since it was used last: started anew, or tired of waiting.
             Err(Fault::Closed | Fault::Io(_)) if was_idle => {
                 let lease = self.pool.take_fresh(&owner.data_address, deadline).await?;
-                self.exchange_over(lease, request, payload, (deadline, limit)).await
+                self.exchange_over((lease, limits), request, payload, (deadline, limit)).await
             }
             answer => answer,
         }
@@ -62,14 +132,15 @@ impl Tcp {
 
     async fn exchange_over(
         &self,
-        mut lease: Lease,
+        (mut lease, limits): (Lease, FrameLimits),
         (trace, request): (Option<TraceContext>, &DataRequest),
         payload: &[&[u8]],
         (deadline, limit): (Instant, Duration),
-    ) -> Result<DataReply, Fault> {
+    ) -> Result<(DataReply, Lease), Fault> {
         let number = self.requests.fetch_add(1, Ordering::Relaxed);
         let exchange = async {
             let connection = lease.connection();
+            connection.set_limits(limits);
             match trace {
                 Some(trace) => {
                     connection.send(Kind::TracedRequest, number, &(trace, request), payload).await?
@@ -79,8 +150,7 @@ impl Tcp {
             connection.receive_answer(Kind::DataReply, number).await
         };
         let answer = timeout_at(deadline, exchange).await.unwrap_or(Err(Fault::Timeout(limit)))?;
-        lease.give_back();
-        Ok(answer)
+        Ok((answer, lease))
     }
 }
 

@@ -14,6 +14,7 @@ use kvhive_protocol::map::{DeviceDescription, Member, MemberState, ReplicaSet, S
 use kvhive_protocol::strategy::StrategyReport;
 use kvhive_protocol::{
     ClusterId, ClusterMap, DeviceId, Epoch, Era, Generation, MemberId, SLOTS, Slot, TenantId, TenantRules,
+    WireError,
 };
 use kvhive_wire::{Connection, Listening};
 use std::collections::BTreeMap;
@@ -38,7 +39,10 @@ struct Script {
     confirmed: BTreeMap<MemberId, Epoch>,
     /// When the last heartbeat came.
     last_beat: Instant,
+    /// What registrations are answered.
+    refuses: Option<WireError>,
     left: Vec<MemberId>,
+    removed: Vec<MemberId>,
     occupied: Vec<u8>,
     filled: Vec<(Slot, DeviceId)>,
     tenants: Vec<(TenantId, TenantLoad)>,
@@ -77,7 +81,9 @@ impl FakeCoordinator {
             fenced: false,
             confirmed: BTreeMap::new(),
             last_beat: Instant::now(),
+            refuses: None,
             left: Vec::new(),
+            removed: Vec::new(),
             occupied: Vec::new(),
             filled: Vec::new(),
             tenants: Vec::new(),
@@ -109,6 +115,11 @@ impl FakeCoordinator {
     /// Fences every member once: it is answered so until it registers anew.
     pub(super) fn fence(&self) {
         self.script().fenced = true;
+    }
+
+    /// Refuses registrations with this, or takes them again.
+    pub(super) fn refuse(&self, error: Option<WireError>) {
+        self.script().refuses = error;
     }
 
     /// Changes the map under a new epoch.
@@ -162,6 +173,10 @@ impl FakeCoordinator {
 
     pub(super) fn left(&self) -> Vec<MemberId> {
         self.script().left.clone()
+    }
+
+    pub(super) fn removed(&self) -> Vec<MemberId> {
+        self.script().removed.clone()
     }
 
     /// Returns what the last heartbeat said of tenants.
@@ -223,10 +238,18 @@ impl Script {
             return None;
         }
         Some(match request {
-            ControlRequest::Register(registration) => self.register(registration),
+            ControlRequest::Register(registration) => match &self.refuses {
+                Some(error) => ControlReply::Failed(error.clone()),
+                None => self.register(registration),
+            },
             ControlRequest::Heartbeat(heartbeat) => self.beat(heartbeat),
             ControlRequest::Submit { command: Command::Leave { member, .. }, .. } => {
                 self.left.push(member);
+                ControlReply::Done(CommandReply::Applied { epoch: self.map.epoch })
+            }
+            ControlRequest::Submit { command: Command::RemoveMember { member }, .. } => {
+                assert!(self.left.contains(&member), "it serves still");
+                self.removed.push(member);
                 ControlReply::Done(CommandReply::Applied { epoch: self.map.epoch })
             }
             // Clients do.

@@ -50,6 +50,32 @@ async fn a_fenced_node_registers_anew_and_serves_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_refused_for_good_ends_with_the_coordinators_words() {
+    let coordinator = FakeCoordinator::start().await;
+    let why = WireError::rejected(format_args!("label key \"A B\": allowed are letters"));
+    coordinator.refuse(Some(why.clone()));
+    let node = Setup::default().start("node-1", &coordinator);
+    eventually("it has ended", || node.ended().is_some()).await;
+    let node = ended(node).await;
+    assert!(matches!(node.wait(), Err(NodeError::Refused(error)) if error == why));
+    let said = node.ended().and_then(Result::err).map(|error| error.to_string());
+    assert_eq!(said, Some(format!("the coordinators do not take the node in: {why}")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_name_is_taken_says_so_and_joins_when_it_is_free() {
+    let coordinator = FakeCoordinator::start().await;
+    let taken = WireError::NameTaken { name: "node-1".into(), address: "10.0.0.1:7810".into() };
+    coordinator.refuse(Some(taken.clone()));
+    let node = Setup::default().start("node-1", &coordinator);
+    eventually("it has heard why", || node.refusal() == Some(taken.clone())).await;
+    assert!(node.ended().is_none() && !node.is_serving());
+    coordinator.refuse(None);
+    eventually("it serves", || node.is_serving()).await;
+    assert_eq!(node.refusal(), None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cleared_block_is_gone_once_the_node_has_confirmed_the_map() {
     let (coordinator, node) = Setup::default().one().await;
     let mut client = node.ask().await;
@@ -117,6 +143,17 @@ async fn a_node_that_is_shut_down_says_goodbye_and_lets_go() {
     assert!(Asker::connect(&address, member).await.is_err(), "nobody listens any more");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_name_is_of_one_start_has_itself_taken_off_the_list() {
+    for passing in [true, false] {
+        let (coordinator, node) = Setup { passing, ..Setup::default() }.one().await;
+        let member = node.member().expect("it is a member");
+        ended(node).await;
+        let removed = if passing { vec![member] } else { Vec::new() };
+        assert_eq!((coordinator.left(), coordinator.removed()), (vec![member], removed));
+    }
+}
+
 async fn ended(node: NodeHandle) -> NodeHandle {
     let ending = tokio::task::spawn_blocking(move || {
         node.shutdown(Duration::from_secs(10));
@@ -154,6 +191,7 @@ async fn a_setup_that_makes_no_sense_is_refused_by_name() {
         advertise_data: String::new(),
         metrics_listen: free,
         advertise_metrics: String::new(),
+        passing: false,
         labels: Default::default(),
         io_threads: 1,
         max_connections: 4,
@@ -174,6 +212,7 @@ async fn a_setup_that_makes_no_sense_is_refused_by_name() {
         gpu_stages: true,
         tuning: crate::Tuning::default(),
         names_bytes: 32 << 20,
+        guest_bytes: 64 << 20,
         nccl: None,
         redis: None,
         coordinators: vec![coordinator.address()],

@@ -11,6 +11,7 @@ mod explain;
 mod fair;
 mod faults;
 mod gpu;
+mod guests;
 mod hints;
 mod knobs;
 mod life;
@@ -88,6 +89,7 @@ struct Setup {
     /// Whether blocks go from GPU to GPU by NCCL, and what goes wrong in a worker of a node.
     nccl: bool,
     wrong: Option<nccl::Wrong>,
+    guest_bytes: usize,
     share_memory: crate::ShareMemory,
     gpu_stages: bool,
     /// Each device has a GPU of its own, from that of `memory` on.
@@ -97,6 +99,7 @@ struct Setup {
     sample_ppm: u32,
     /// How long its coordinator's leases are.
     lease: Duration,
+    passing: bool,
 }
 
 impl Default for Setup {
@@ -126,12 +129,14 @@ impl Default for Setup {
             redis: None,
             nccl: false,
             wrong: None,
+            guest_bytes: 4 * MIB,
             share_memory: crate::ShareMemory::default(),
             gpu_stages: true,
             gpus_apart: false,
             speaks: Level::NEWEST,
             sample_ppm: 0,
             lease: Duration::from_secs(1),
+            passing: false,
         }
     }
 }
@@ -179,6 +184,7 @@ impl Setup {
             advertise_data: String::new(),
             metrics_listen: free,
             advertise_metrics: String::new(),
+            passing: self.passing,
             labels: BTreeMap::new(),
             io_threads: 1,
             max_connections: self.max_connections,
@@ -200,6 +206,7 @@ impl Setup {
             disk_keys: self.disk_keys.clone(),
             persist: self.persist.clone(),
             names_bytes: 32 << 20,
+            guest_bytes: self.guest_bytes as u64,
             redis: self.redis.clone(),
             nccl: self.nccl.then(|| nccl::config(name, self.wrong.as_ref())),
             coordinators: vec![coordinator.address()],

@@ -37,11 +37,12 @@ const FRAME: usize = 4 * KIB;
 const STORED: u64 = 80;
 
 const EVERYBODY: &[Role] = &[Role::Client, Role::Node, Role::Coordinator];
+const CLIENTS: &[Role] = &[Role::Client];
 const NODES: &[Role] = &[Role::Node];
 const NOBODY: &[Role] = &[];
 
 /// Who may ask what of a node. A verb that has no row here fails the test: whoever makes one decides whose it is.
-const VERBS: [(&str, &[Role]); 21] = [
+const VERBS: [(&str, &[Role]); 22] = [
     ("Match", EVERYBODY),
     ("Fetch", EVERYBODY),
     ("Store", EVERYBODY),
@@ -64,6 +65,7 @@ const VERBS: [(&str, &[Role]); 21] = [
     ("Lend", EVERYBODY),
     ("Gather", EVERYBODY),
     ("Scatter", EVERYBODY),
+    ("Guest", CLIENTS),
 ];
 
 /// An example of each verb, by its name.

@@ -150,6 +150,27 @@ pub const HELP: &[(&str, &str)] = &[
         "kvhive_node_grants_expired_total",
         "Answers whose blocks were let go of because their asker had not read them where they are in time",
     ),
+    (
+        "kvhive_node_guest_blocks_total",
+        "Blocks of slots that this node is no replica of that clients near it asked for: here already, joined to a fetch under way, fetched from a replica, or missed",
+    ),
+    (
+        "kvhive_node_guest_bytes",
+        "Bytes of blocks of other nodes' slots that are kept for clients near this one",
+    ),
+    (
+        "kvhive_node_guest_failures_total",
+        "Times that a replica did not send in time what it was asked for, for clients near this node",
+    ),
+    (
+        "kvhive_node_guest_fetched_bytes_total",
+        "Bytes of blocks that were fetched from replicas for clients near this node",
+    ),
+    (
+        "kvhive_node_guest_memory_bytes",
+        "Memory of guest_memory in use: by blocks that are kept, being fetched, or still being sent",
+    ),
+    ("kvhive_node_guests", "Blocks of other nodes' slots that are kept for clients near this node"),
     ("kvhive_node_handshakes_refused_total", "Connections whose handshake was refused"),
     (
         "kvhive_node_hits_total",

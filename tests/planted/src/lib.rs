@@ -7,7 +7,7 @@
 compile_error!("planted bugs are for tests: a release has none");
 
 macro_rules! bugs {
-    ($($(#[$doc:meta])* $bug:ident, $rule:literal;)*) => {
+    ($($(#[$doc:meta])* $bug:ident, $($rule:literal)|+;)*) => {
         /// A bug that can be planted.
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
         pub enum Bug {
@@ -18,10 +18,11 @@ macro_rules! bugs {
             /// All of them.
             pub const ALL: &[Bug] = &[$(Bug::$bug,)*];
 
-            /// Returns the rule that it breaks, as `docs/simulator.md` numbers them.
-            pub const fn breaks(self) -> &'static str {
+            /// Returns the rules that it breaks, as `docs/simulator.md` numbers them. Which of them is noticed first depends on what
+            /// happens; by any other it is not noticed for what it is.
+            pub const fn breaks(self) -> &'static [&'static str] {
                 match self {
-                    $(Bug::$bug => $rule,)*
+                    $(Bug::$bug => &[$($rule),+],)*
                 }
             }
         }
@@ -33,8 +34,12 @@ bugs! {
 
     /// A proposal whose outcome is unknown is said not to have happened.
     LostIsNotApplied, "M3";
+    /// What follows from a write is said before the disk has it.
+    AnswersBeforeSync, "M2" | "M7";
+    /// Who leads answers reads without asking the others whether it still does.
+    ReadsWithoutAsking, "M1";
     /// A peer whose log is empty votes at once, though it may have lost it.
-    NewbornVotes, "M7";
+    NewbornVotes, "M2" | "M7";
     /// Who reads is told nothing when leadership is lost.
     LostReadsAreSilent, "B18";
     /// Nobody campaigns any more after the first few elections.
@@ -59,15 +64,25 @@ bugs! {
 
     /// A clear is acknowledged at once.
     ClearIsDoneAtOnce, "B11";
+    /// A clear waits for nobody whose start is over by the map, though it may be serving.
+    ClearForgetsAfterlives, "B11";
+    /// A new leader takes it that nobody serves by a lease of the one before.
+    NewLeaderForgetsLeases, "B11";
     /// A member is declared down when half its lease is over.
     DownTooEarly, "B14";
+    /// A member that is being declared down is granted its lease once more.
+    RenewsTheCondemned, "B14";
 
     // Nodes: membership and what they give away.
 
     /// A lease counts before the map is adopted that came with it.
     LeaseBeforeMap, "B11";
+    /// A lease counts from when its answer came, not from when it was asked for.
+    LeaseFromAnswer, "B14";
     /// Who is told that it is no member any more does not register again.
     FencedStaysOut, "M12";
+    /// Who did not answer is taken to have been given everything.
+    UnansweredIsGiven, "B15";
 
     // Nodes: the shard.
 

@@ -105,6 +105,8 @@ pub(crate) enum Out {
 
 /// What applying an entry did.
 pub(crate) struct Applied {
+    /// Where it stands in the log, and of which term it is.
+    pub(crate) at: (u64, u64),
     pub(crate) request: RequestId,
     /// The map that it was decided by, if it says so.
     pub(crate) based_on: Option<Epoch>,
@@ -348,7 +350,7 @@ impl Coordinator {
                 disk.queued.push((write, batch));
                 out.push(Out::Sync);
             }
-            Effect::Apply { index, data, ticket, .. } => {
+            Effect::Apply { index, term, data, ticket } => {
                 let entry: LogEntry = codec::decode(&data).expect("what was proposed decodes");
                 let clears = entry.proposal.command.ends_blocks_of();
                 let (request, before) = (entry.proposal.request, self.registry.epoch());
@@ -361,7 +363,7 @@ impl Coordinator {
                 let reply = self.registry.apply(index, entry);
                 self.last = Some(request);
                 let after = self.registry.epoch();
-                out.push(Out::Applied(Applied { request, based_on, before, after }));
+                out.push(Out::Applied(Applied { at: (index, term), request, based_on, before, after }));
                 self.answer_applied(now, ticket, clears, reply, out);
             }
             Effect::Install { data, .. } => {

@@ -285,12 +285,9 @@ impl Node {
         }
     }
 
-    /// Says whether a block is here and may be seen.
+    /// Says whether a block is here and may be seen, by what was written and dropped: the shard itself may be wrong about it.
     fn resident(&self, block: &Block) -> bool {
-        let keys: KeyList = [block.key()].iter().collect();
-        let run = Run { slot: block.slot(), keys: 1 };
-        let is_here = self.shard.survey_runs(block.tenant, &[run], &keys)[0].covered == 1;
-        is_here && self.era(block.tenant) == block.era
+        self.era(block.tenant) == block.era && self.named.values().any(|named| named == block)
     }
 
     /// Begins to read the first blocks of a prefix: none when this node may not answer.

@@ -4,6 +4,7 @@ use crate::Random;
 use crate::breach::{Breach, Broken, Holds, breach};
 use crate::coordinator::{Coordinator, Disk, Out, PEERS, TICK_MS};
 use crate::node::Node;
+use checks::Touched;
 use event::{Asker, AtNode, Event, What};
 use kvhive_cache::MemberEvent;
 use kvhive_protocol::control::Proposal;
@@ -90,6 +91,8 @@ pub struct World {
     diskless: Option<Host>,
     /// No coordinator is started before.
     outage_until: u64,
+    /// What carries blocks between nodes is late until then.
+    slow_until: u64,
     trouble: trouble::Faults,
     /// The clear that was asked for last.
     last_clear: Option<Proposal>,
@@ -147,6 +150,7 @@ impl World {
             stalled: BTreeMap::new(),
             diskless: None,
             outage_until: 0,
+            slow_until: 0,
             last_clear: None,
             map: None,
             oracle: Oracle::default(),
@@ -165,7 +169,7 @@ impl World {
         self.until(1000 + TROUBLE_MS)?;
         self.cut.clear();
         self.stalled.clear();
-        self.outage_until = 0;
+        (self.outage_until, self.slow_until) = (0, 0);
         self.start_all();
         self.heap.retain(|_, event| !matches!(event, Event::Trouble));
         self.until(1000 + TROUBLE_MS + QUIET_MS)?;
@@ -217,6 +221,17 @@ impl World {
         }
     }
 
+    /// Sends blocks from node to node: late, while such links are slow.
+    fn send_blocks(&mut self, from: Host, to: Host, event: impl Fn() -> Event) {
+        if self.now >= self.slow_until {
+            return self.send(from, to, event);
+        }
+        let delay = 1 + self.random.below(900);
+        if !self.cut.contains(&(from, to)) {
+            self.at(delay, event());
+        }
+    }
+
     fn start_all(&mut self) {
         let is_outage = self.now < self.outage_until;
         for at in (0..PEERS as usize).filter(|_| !is_outage) {
@@ -257,7 +272,7 @@ impl World {
             self.check(touched)?;
         }
         self.now = end;
-        Ok(())
+        self.check_all()
     }
 
     /// Returns the host at which an event happens.
@@ -271,8 +286,8 @@ impl World {
         }
     }
 
-    /// Lets an event happen; returns the node it concerned, if any.
-    fn happen(&mut self, event: Event) -> Result<Option<usize>, Breach> {
+    /// Lets an event happen; returns whom it may have changed.
+    fn happen(&mut self, event: Event) -> Result<Touched, Breach> {
         let mut out = Vec::new();
         match event {
             Event::CoordinatorTick(host) => {
@@ -284,6 +299,7 @@ impl World {
                 }
                 self.give(host, out)?;
                 self.at(TICK_MS, Event::CoordinatorTick(host));
+                Ok(Touched::Coordinator(host))
             }
             Event::Raft { from, to, bytes } => {
                 let now = self.clock(to);
@@ -292,12 +308,13 @@ impl World {
                     coordinator.receive(now, from as u64 + 1, bytes, disk, &mut out);
                 }
                 self.give(to, out)?;
+                Ok(Touched::Coordinator(to))
             }
             Event::Sync(host) => {
                 if let Some(until) = self.stalled.get(&host).filter(|until| **until > self.now) {
                     let left = until - self.now;
                     self.at(left, Event::Sync(host));
-                    return Ok(None);
+                    return Ok(Touched::Nobody);
                 }
                 let now = self.clock(host);
                 let (machine, disk) = &mut self.coordinators[host];
@@ -305,6 +322,7 @@ impl World {
                     coordinator.synced(now, disk, &mut out);
                 }
                 self.give(host, out)?;
+                Ok(Touched::Coordinator(host))
             }
             Event::Ask { to, ask, what } => {
                 let now = self.clock(to);
@@ -319,19 +337,20 @@ impl World {
                     }
                 }
                 self.give(to, out)?;
+                Ok(Touched::Coordinator(to))
             }
-            Event::Answer { ask, reply } => return self.answered(ask, Some(reply)),
-            Event::AskLimit { ask } => return self.answered(ask, None),
+            Event::Answer { ask, reply } => self.answered(ask, Some(reply)),
+            Event::AskLimit { ask } => self.answered(ask, None),
             Event::Node(node, start, what) => {
-                if start == self.nodes[node].starts {
-                    self.at_a_node(node, what)?;
+                if start != self.nodes[node].starts {
+                    return Ok(Touched::Nobody);
                 }
-                return Ok(Some(node));
+                self.at_a_node(node, what)?;
+                Ok(Touched::Node(node))
             }
-            Event::Client => self.client()?,
-            Event::Trouble => self.trouble()?,
+            Event::Client => self.client().map(|()| Touched::Nobody),
+            Event::Trouble => self.trouble().map(|()| Touched::Anybody),
         }
-        Ok(None)
     }
 
     fn give(&mut self, host: Host, out: Vec<Out>) -> Holds {

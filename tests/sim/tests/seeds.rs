@@ -74,8 +74,15 @@ fn every_seed_keeps_every_invariant() {
             all.outages > 0 && all.hits_alone > 0 && all.clears_waiting > 0,
             "coordinators must go, and nodes serve on"
         );
-        let troubles =
-            [all.crashes, all.pauses, all.rotten, all.failed_copies, all.disks_lost, all.devices_lost];
+        let troubles = [
+            all.crashes,
+            all.pauses,
+            all.slow,
+            all.rotten,
+            all.failed_copies,
+            all.disks_lost,
+            all.devices_lost,
+        ];
         assert!(troubles.iter().all(|count| *count > 0), "every fault must befall somebody");
         assert!(
             all.hits > 0 && all.clears > 0 && all.given > 0 && (all.balanced > 0 || is_rare),

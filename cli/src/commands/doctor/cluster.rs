@@ -7,6 +7,7 @@ use crate::cluster::local;
 use crate::commands::status::{list, text};
 use serde_json::Value;
 use std::net::{TcpStream, ToSocketAddrs};
+use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 pub(super) const CLUSTER: &str = "cluster";
@@ -23,8 +24,7 @@ pub(super) fn look(target: &Target, dialled: &Dialled) -> Vec<Finding> {
     let running = local::Running::load(&target.dir).ok().filter(|_| target.admin.is_none());
     let has_admin = target.admin.is_some() || running.is_some();
     if !has_admin && addresses.is_empty() {
-        let found = format!("none is named, and none runs by {}", target.dir.display());
-        return vec![Finding::holds(CLUSTER, "cluster", found)];
+        return vec![absent(&target.dir, &local::default_dir())];
     }
     let mut findings = Vec::new();
     let mut known = running.map(|running| running.coordinators).unwrap_or_default();
@@ -50,6 +50,16 @@ pub(super) fn look(target: &Target, dialled: &Dialled) -> Vec<Finding> {
     }
     findings.extend(dialled.look(target, &addresses));
     findings
+}
+
+/// Says that no cluster runs by the folder, which is a fault where it was named.
+fn absent(folder: &Path, usual: &Path) -> Finding {
+    let shown = folder.display();
+    if folder == usual {
+        return Finding::holds(CLUSTER, "cluster", format!("none is named, and none runs by {shown}"));
+    }
+    let advice = format!("start one (`kvhive up --dir {shown}`), or name the folder of one that runs");
+    Finding::fails(CLUSTER, "cluster", format!("none runs by {shown}"), advice)
 }
 
 /// Looks at all that the admin API tells.
@@ -205,6 +215,14 @@ mod tests {
         });
         let states: Vec<State> = members(&overview).iter().map(|finding| finding.state).collect();
         assert_eq!(states, [State::Holds, State::Fails, State::Warns, State::Fails]);
+    }
+
+    #[test]
+    fn a_cluster_that_is_named_and_does_not_run_fails() {
+        let (usual, other) = (Path::new("/home/one/kvhive"), Path::new("/tmp/other"));
+        assert_eq!(absent(usual, usual).state, State::Holds);
+        let named = absent(other, usual);
+        assert_eq!((named.state, named.found.as_str()), (State::Fails, "none runs by /tmp/other"));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use super::finding::Finding;
 use super::gpus::Gpus;
+use crate::cluster::memory;
 use crate::report;
 use kvhive_gpu::{Arena, HostDevice, PageKind, SizeClass};
 use rustix::fs::OFlags;
@@ -29,7 +30,7 @@ pub(super) struct Nccl<'a> {
 }
 
 /// Looks at everything that needs nobody else.
-pub(super) fn look(disk: Option<&Path>, memory: Option<u64>, gpus: &Gpus, nccl: &Nccl<'_>) -> Vec<Finding> {
+pub(super) fn look(disk: Option<&Path>, wanted: Option<u64>, gpus: &Gpus, nccl: &Nccl<'_>) -> Vec<Finding> {
     let limits = read("/proc/self/limits");
     let mut findings = vec![
         Finding::holds(HOST, "kvhive", env!("CARGO_PKG_VERSION")),
@@ -39,7 +40,7 @@ pub(super) fn look(disk: Option<&Path>, memory: Option<u64>, gpus: &Gpus, nccl: 
         locked_memory(&limits),
         huge_pages(&read("/sys/kernel/mm/transparent_hugepage/enabled")),
         shared_memory(pages_of_shared(), kvhive_wire::this_host().is_some()),
-        free_memory(&read("/proc/meminfo"), &read("/sys/fs/cgroup/memory.max"), memory),
+        free_memory(memory::available(), wanted),
     ];
     findings.extend(gpus.look(nccl));
     findings.extend(disk.map(direct_io));
@@ -143,10 +144,8 @@ fn shared_memory(pages: Option<PageKind>, knows_host: bool) -> Finding {
     }
 }
 
-fn free_memory(meminfo: &str, group: &str, wanted: Option<u64>) -> Finding {
-    let available = limit(meminfo, "MemAvailable:").map(|kib| kib << 10);
-    let least = available.into_iter().chain(group.trim().parse().ok()).min();
-    let Some(free) = least else {
+fn free_memory(available: Option<u64>, wanted: Option<u64>) -> Finding {
+    let Some(free) = available else {
         return Finding::warns(HOST, "memory", "unknown", "/proc/meminfo cannot be read: is /proc mounted?");
     };
     let found = format!("{} available", report::bytes(free));
@@ -211,13 +210,11 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_the_least_of_what_the_host_and_the_group_have() {
-        let meminfo = "MemTotal:       2048 kB\nMemAvailable:   1024 kB\n";
-        assert_eq!(free_memory(meminfo, "max\n", None).found, "1.0 MiB available");
-        assert_eq!(free_memory(meminfo, "524288\n", None).found, "512.0 KiB available");
-        assert_eq!(free_memory(meminfo, "", Some(1 << 20)).state, State::Holds);
-        assert_eq!(free_memory(meminfo, "", Some((1 << 20) + 1)).state, State::Fails);
-        assert_eq!(free_memory("", "", None).state, State::Warns);
+    fn a_node_is_not_to_take_more_memory_than_there_is() {
+        assert_eq!(free_memory(Some(1 << 20), None).found, "1.0 MiB available");
+        assert_eq!(free_memory(Some(1 << 20), Some(1 << 20)).state, State::Holds);
+        assert_eq!(free_memory(Some(1 << 20), Some((1 << 20) + 1)).state, State::Fails);
+        assert_eq!(free_memory(None, None).state, State::Warns);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::Shard;
 use crate::block::{Life, Mark, Shrinking, Tier};
-use kvhive_protocol::{SLOTS, TenantId};
+use kvhive_protocol::TenantId;
 use std::collections::BTreeMap;
 
 impl Shard {
@@ -15,8 +15,8 @@ impl Shard {
         let mut used = [vec![0u32; classes], vec![0u32; classes], vec![0u32; classes]];
         let mut bytes = vec![[0u64; 3]; self.parties.len()];
         let mut children = vec![0u32; self.index.records.len()];
-        let (mut shrinks, mut listed, mut writes, mut copies, mut occupied) =
-            (0, 0, 0, 0, vec![0u32; usize::from(SLOTS)]);
+        let (mut shrinks, mut listed, mut writes, mut copies) = (0, 0, 0, 0);
+        let mut slots = Vec::new();
         let mut given_up = 0;
         for (at, record) in self.index.records.iter().enumerate() {
             if record.life == Life::Free {
@@ -50,9 +50,9 @@ impl Shard {
             match record.life {
                 Life::Filling => {
                     writes += 1;
-                    occupied[usize::from(record.slot)] += 1;
+                    slots.push(record.slot);
                 }
-                Life::Resident => occupied[usize::from(record.slot)] += 1,
+                Life::Resident => slots.push(record.slot),
                 Life::GivenUp if record.readers > 0 || record.is_worked_on() || record.children > 0 => {
                     return Err(format!("record {at} was given up and somebody has to do with it"));
                 }
@@ -108,7 +108,7 @@ impl Shard {
             return Err(format!("{copies} copies are under way, counted by their tiers are {between}"));
         }
         if (listed, writes, copies) != (self.recency.listed(), self.writes, self.copies)
-            || occupied != self.occupied
+            || !self.are_occupied(slots)
             || shrinks != self.shrinks.len()
             || given_up != self.given_up
             || self.owners.records() != self.index.taken()
@@ -144,6 +144,14 @@ impl Shard {
             }
         }
         Ok(())
+    }
+
+    /// Says whether these are the slots of all blocks, one for each. A shard has few beside the slots that there are.
+    fn are_occupied(&self, mut slots: Vec<u16>) -> bool {
+        slots.sort_unstable();
+        let counts_as = |of: &[u16]| self.occupied[usize::from(of[0])] as usize == of.len();
+        let all: u64 = self.occupied.iter().map(|count| u64::from(*count)).sum();
+        all == slots.len() as u64 && slots.chunk_by(u16::eq).all(counts_as)
     }
 
     fn check_loads(&self) -> Result<(), String> {

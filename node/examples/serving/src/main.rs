@@ -98,7 +98,13 @@ fn start(words: &Words) -> Result<(NodeHandle, Option<Alone>, ClientConfig)> {
     let node = kvhive_node::start(NodeConfig::embedded(name, device, vec![address.clone()], token.clone()))?;
     let begun = Instant::now();
     while !node.is_serving() {
+        if let Some(Err(error)) = node.ended() {
+            return Err(error.into());
+        }
         if begun.elapsed() > PATIENCE {
+            if let Some(error) = node.refusal() {
+                bail!("the coordinator at {address} does not take the node in: {error}");
+            }
             bail!("the coordinator at {address} gave the node no lease within {PATIENCE:?}");
         }
         std::thread::sleep(Duration::from_millis(5));

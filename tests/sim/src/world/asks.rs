@@ -1,5 +1,6 @@
 //! What nodes and clients ask coordinators, and what they make of the answers.
 
+use super::checks::Touched;
 use super::{ASK_LIMIT_MS, Asker, AtNode, BUSY_MS, CLIENT, Event, Host, TROUBLE_MS, What, World};
 use crate::breach::Breach;
 use crate::coordinator::PEERS;
@@ -76,12 +77,8 @@ impl World {
         }
     }
 
-    pub(super) fn answered(
-        &mut self,
-        ask: u64,
-        reply: Option<ControlReply>,
-    ) -> Result<Option<usize>, Breach> {
-        let Some(asker) = self.asks.remove(&ask) else { return Ok(None) };
+    pub(super) fn answered(&mut self, ask: u64, reply: Option<ControlReply>) -> Result<Touched, Breach> {
+        let Some(asker) = self.asks.remove(&ask) else { return Ok(Touched::Nobody) };
         let (node, start, event) = match (asker, reply) {
             (
                 Asker::Register { node, start, floor },
@@ -101,19 +98,19 @@ impl World {
             (Asker::Register { node, start, .. } | Asker::Beat { node, start, .. }, _) => {
                 (node, start, MemberEvent::Failed)
             }
-            (asker, reply) => return self.client_answered(asker, reply).map(|()| None),
+            (asker, reply) => return self.client_answered(asker, reply).map(|()| Touched::Clients),
         };
         if start != self.nodes[node].starts {
-            return Ok(None);
+            return Ok(Touched::Nobody);
         }
         if event == MemberEvent::Failed {
             self.targets[node] = (self.targets[node] + 1) % PEERS as usize;
         }
         let now = self.clock(PEERS as usize + node);
-        let Some(running) = &mut self.nodes[node].running else { return Ok(None) };
+        let Some(running) = &mut self.nodes[node].running else { return Ok(Touched::Nobody) };
         let asks = running.member_event(now, event);
         self.perform(node, asks);
-        Ok(Some(node))
+        Ok(Touched::Node(node))
     }
 
     fn client_answered(&mut self, asker: Asker, reply: Option<ControlReply>) -> Result<(), Breach> {

@@ -22,6 +22,8 @@ pub(super) struct Oracle {
     refused: BTreeSet<RequestId>,
     /// Which start of which node each generation of a member is.
     starts: BTreeMap<(MemberId, Generation), (usize, u64)>,
+    /// The term and request of each entry that any coordinator has applied.
+    committed: BTreeMap<u64, (u64, RequestId)>,
     /// The number of the last event that was heard.
     heard: u64,
 }
@@ -79,8 +81,12 @@ impl Oracle {
     }
 
     /// A coordinator has applied an entry.
-    pub(super) fn applied(&self, applied: &Applied) -> Holds {
-        let Applied { request, based_on, before, after } = applied;
+    pub(super) fn applied(&mut self, applied: &Applied) -> Holds {
+        let Applied { at: (index, term), request, based_on, before, after } = applied;
+        let first = *self.committed.entry(*index).or_insert((*term, *request));
+        if first != (*term, *request) {
+            return breach("M2", format!("entry {index} was {first:?} and is {:?}", (term, request)));
+        }
         if before != after && self.refused.contains(request) {
             return breach("M3", format!("{request:?} was refused, and made epoch {after}"));
         }

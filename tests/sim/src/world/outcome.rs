@@ -27,6 +27,8 @@ pub struct Outcome {
     pub clears_waiting: u64,
     /// Processes that did nothing for a while.
     pub pauses: u64,
+    /// Times that blocks were late between nodes for a while.
+    pub slow: u64,
     /// Bits of blocks that turned over.
     pub rotten: u64,
     /// Copies between tiers that failed.
@@ -52,6 +54,7 @@ impl Outcome {
         self.hits_alone += other.hits_alone;
         self.clears_waiting += other.clears_waiting;
         self.pauses += other.pauses;
+        self.slow += other.slow;
         self.rotten += other.rotten;
         self.failed_copies += other.failed_copies;
         self.disks_lost += other.disks_lost;

@@ -28,6 +28,17 @@ enum Fault {
     },
     /// The coordinator that leads is cut off from the other coordinators, and from nobody else.
     CutLeader,
+    /// Two nodes do not reach each other, and reach everybody else.
+    CutNodes {
+        one: usize,
+        other: usize,
+    },
+    /// A node reaches no coordinator, and everybody else.
+    CutLeases(usize),
+    /// What carries blocks from node to node is late for a while.
+    Slow {
+        lasts: u64,
+    },
     /// A majority of the coordinators loses power, or all do, for longer than leases last, or than those by which nodes serve.
     Outage {
         stays: Option<Host>,
@@ -64,7 +75,7 @@ impl Faults {
         let random = &mut self.random;
         let mut below = |limit: u64| random.below(limit);
         let (coordinator, node) = (below(PEERS) as usize, below(NODES as u64) as usize);
-        match below(18) {
+        match below(23) {
             0 => Fault::CrashCoordinator(coordinator),
             1..=3 => Fault::CrashNode(node),
             4..=6 => {
@@ -80,6 +91,9 @@ impl Faults {
             11 => Fault::Stall { spares: coordinator, lasts: 200 + below(1500) },
             12 | 13 => Fault::LoseDisk(coordinator),
             14..=16 => Fault::Rot { node, which: below(1 << 16) as usize, bit: below(64) as u32 },
+            17 | 18 => Fault::CutNodes { one: node, other: (node + 1) % NODES },
+            19 | 20 => Fault::CutLeases(node),
+            21 => Fault::Slow { lasts: 300 + below(2000) },
             _ => Fault::LoseDevice(node),
         }
     }
@@ -125,9 +139,14 @@ impl World {
             }
             Fault::CutLeader => {
                 let Some((_, host)) = self.seen.leaders.last_key_value() else { return Ok(()) };
-                for other in peers.filter(|other| other != host) {
-                    self.cut.extend([(*host, other), (other, *host)]);
-                }
+                let host = *host;
+                peers.filter(|other| *other != host).for_each(|other| self.cut_between(host, other));
+            }
+            Fault::CutNodes { one, other } => self.cut_between(PEERS as usize + one, PEERS as usize + other),
+            Fault::CutLeases(node) => peers.for_each(|host| self.cut_between(PEERS as usize + node, host)),
+            Fault::Slow { lasts } => {
+                self.outcome.slow += 1;
+                self.slow_until = self.slow_until.max(self.now + lasts);
             }
             Fault::Outage { stays, lasts } => {
                 if self.now >= self.outage_until {
@@ -158,6 +177,10 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    fn cut_between(&mut self, one: Host, other: Host) {
+        self.cut.extend([(one, other), (other, one)]);
     }
 
     fn crash_coordinator(&mut self, host: Host) {

@@ -28,7 +28,7 @@ impl World {
             let (from, to, theirs) =
                 (PEERS as usize + node, PEERS as usize + target, self.nodes[target].starts);
             let copy = AtNode::Copy { block, word, source: (node, start, store) };
-            self.send(from, to, || Event::Node(target, theirs, copy.clone()));
+            self.send_blocks(from, to, || Event::Node(target, theirs, copy.clone()));
         }
         Ok(())
     }
@@ -40,7 +40,9 @@ impl World {
         let source = (node, self.nodes[node].starts, round);
         let theirs = self.nodes[to].starts;
         let give = AtNode::Give { source, blocks };
-        self.send(PEERS as usize + node, PEERS as usize + to, || Event::Node(to, theirs, give.clone()));
+        self.send_blocks(PEERS as usize + node, PEERS as usize + to, || {
+            Event::Node(to, theirs, give.clone())
+        });
     }
 
     pub(super) fn client(&mut self) -> Holds {

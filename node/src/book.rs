@@ -1,0 +1,236 @@
+//! A node's guests with their bytes: the thin hand around [`Guests`], and the bound on their memory, whoever holds it.
+
+use kvhive_cache::{GuestKey, Guests, Visit};
+use kvhive_protocol::{BlockHeader, ClusterMap, MemberId, Moment, Slot};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use zeroize::Zeroizing;
+
+/// Bytes that one guest takes besides its own.
+const BESIDES: u64 = 512;
+/// Fetches from replicas under way at a time.
+const FETCHES: usize = 64;
+
+/// A guest. Its room is free when nobody holds it any more, be it kept or not.
+pub(crate) struct Guest {
+    pub(crate) header: BlockHeader,
+    /// Overwritten with zeros when nobody holds it any more.
+    pub(crate) bytes: Zeroizing<Vec<u8>>,
+    pub(crate) _room: OwnedSemaphorePermit,
+}
+
+/// Who waits for a guest is told what came.
+pub(crate) type Waiting = oneshot::Receiver<Option<Arc<Guest>>>;
+
+type Rules = Guests<Arc<Guest>, oneshot::Sender<Option<Arc<Guest>>>>;
+
+/// What came of asking for a guest.
+pub(crate) enum Asked {
+    /// It is here.
+    Here(Arc<Guest>),
+    /// Others have it fetched.
+    Joined(Waiting),
+    /// Whoever asked is to have it fetched.
+    Fetch(Waiting),
+    /// It is a miss.
+    Miss,
+}
+
+/// The guests of one node.
+pub(crate) struct GuestBook {
+    rules: Mutex<Rules>,
+    /// One permit a KiB.
+    room: Arc<Semaphore>,
+    limit_kib: u32,
+    /// One permit a fetch.
+    pub(crate) fetches: Arc<Semaphore>,
+}
+
+impl GuestBook {
+    /// Keeps guests in so many bytes; none keeps none.
+    pub(crate) fn within(bytes: u64) -> Option<GuestBook> {
+        let limit_kib = u32::try_from(bytes / 1024).unwrap_or(u32::MAX).min(1 << 28);
+        (limit_kib > 0).then(|| GuestBook {
+            rules: Mutex::new(Guests::within(u64::from(limit_kib) * 1024)),
+            room: Arc::new(Semaphore::new(limit_kib as usize)),
+            limit_kib,
+            fetches: Arc::new(Semaphore::new(FETCHES)),
+        })
+    }
+
+    /// Takes over a map in which this node is `member`.
+    pub(crate) fn adopt(&self, map: &ClusterMap, member: MemberId) {
+        self.rules().adopt(map, member);
+    }
+
+    /// Asks for guests of slots, all by the same map.
+    pub(crate) fn ask(&self, now: Moment, keys: impl Iterator<Item = (GuestKey, Slot)>) -> Vec<Asked> {
+        let mut rules = self.rules();
+        keys.map(|(key, slot)| match rules.ask(now, key, slot) {
+            Visit::Here(guest) => Asked::Here(guest),
+            Visit::Coming => Asked::Joined(wait(&mut rules, &key)),
+            Visit::Fetch => Asked::Fetch(wait(&mut rules, &key)),
+            Visit::Miss => Asked::Miss,
+        })
+        .collect()
+    }
+
+    /// Takes room for a guest of so many bytes; others leave for it. None where too much is held by those who read.
+    pub(crate) fn room(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
+        let kib = u32::try_from(bytes.saturating_add(BESIDES).div_ceil(1024)).unwrap_or(u32::MAX);
+        if kib > self.limit_kib {
+            return None;
+        }
+        let mut left = 0;
+        loop {
+            if let Ok(room) = self.room.clone().try_acquire_many_owned(kib) {
+                return Some(room);
+            }
+            // As much as is wanted and no more: what is still read frees nothing yet.
+            if left >= u64::from(kib) {
+                return None;
+            }
+            let (guest, bytes) = self.rules().evict()?;
+            left += bytes.saturating_add(BESIDES).div_ceil(1024);
+            drop(guest);
+        }
+    }
+
+    /// Has those who wait for a guest have it.
+    pub(crate) fn came(&self, key: &GuestKey, guest: Guest) {
+        let guest = Arc::new(guest);
+        let waiting = self.rules().came(key, guest.clone(), guest.header.payload_bytes);
+        for one in waiting {
+            // Who waits no longer has it from elsewhere.
+            let _ = one.send(Some(guest.clone()));
+        }
+    }
+
+    /// Tells those who wait for a guest that it does not come.
+    pub(crate) fn lacked(&self, now: Moment, key: &GuestKey) {
+        let waiting = self.rules().lacked(now, key);
+        for one in waiting {
+            let _ = one.send(None);
+        }
+    }
+
+    /// Returns how many are kept, their bytes, and the bytes that all guests take that are kept, held or coming.
+    pub(crate) fn kept(&self) -> (usize, u64, u64) {
+        let (kept, bytes) = self.rules().kept();
+        let free = u32::try_from(self.room.available_permits()).unwrap_or(u32::MAX);
+        (kept, bytes, u64::from(self.limit_kib.saturating_sub(free)) * 1024)
+    }
+
+    fn rules(&self) -> MutexGuard<'_, Rules> {
+        self.rules.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn wait(rules: &mut Rules, key: &GuestKey) -> Waiting {
+    let (tell, told) = oneshot::channel();
+    // Where it is not coming, the other end is dropped, and that says so.
+    drop(rules.wait(key, tell));
+    told
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kvhive_protocol::block::Codec;
+    use kvhive_protocol::data::{Accept, Ack};
+    use kvhive_protocol::map::{ReplicaSet, Settings, Tenant};
+    use kvhive_protocol::{BlockKey, ClusterId, DeviceId, Era, LayoutFingerprint, SLOTS, TenantId};
+
+    const SLOT: Slot = Slot(1);
+
+    fn book(bytes: u64) -> GuestBook {
+        let settings = Settings {
+            replicas: 1,
+            segment_blocks: 16,
+            ack: Ack::Primary,
+            lease_ms: 2000,
+            heartbeat_ms: 200,
+            serving_lease_ms: 2000,
+        };
+        let mut map = ClusterMap::founded(ClusterId(1), "test", settings);
+        let other = ReplicaSet(vec![DeviceId::new(MemberId(2), 0)]);
+        map.slots = Arc::new(vec![other; usize::from(SLOTS)]);
+        let tenant =
+            Tenant { name: "default".into(), secret: [1; 32], era: Era(1), rules: Default::default() };
+        map.tenants.insert(TenantId(1), tenant);
+        let book = GuestBook::within(bytes).expect("it has room");
+        book.adopt(&map, MemberId(1));
+        book
+    }
+
+    fn key(number: u8) -> GuestKey {
+        let key = BlockKey::from_bytes([number; 32]);
+        GuestKey { tenant: TenantId(1), era: Era(1), key, accept: Accept::Stored }
+    }
+
+    fn guest(number: u8, bytes: usize, room: OwnedSemaphorePermit) -> Guest {
+        let header = BlockHeader {
+            key: key(number).key,
+            fingerprint: LayoutFingerprint::default(),
+            tenant: TenantId(1),
+            era: Era(1),
+            depth: 0,
+            codec: Codec::Raw,
+            payload_bytes: bytes as u64,
+            digest: 0,
+        };
+        Guest { header, bytes: Zeroizing::new(vec![number; bytes]), _room: room }
+    }
+
+    fn ask(book: &GuestBook, number: u8) -> Asked {
+        book.ask(Moment::ZERO, [(key(number), SLOT)].into_iter()).remove(0)
+    }
+
+    /// Has a guest of 3 KiB, of which three fit, be fetched; false where there is no room.
+    fn fetch(book: &GuestBook, number: u8) -> bool {
+        assert!(matches!(ask(book, number), Asked::Fetch(_)));
+        match book.room(3 << 10) {
+            Some(room) => {
+                book.came(&key(number), guest(number, 3 << 10, room));
+                true
+            }
+            None => {
+                book.lacked(Moment::ZERO, &key(number));
+                false
+            }
+        }
+    }
+
+    #[test]
+    fn guests_leave_for_others_and_those_that_are_read_take_room_until_they_are_not() {
+        let book = book(12 << 10);
+        assert!((0..3).all(|number| fetch(&book, number)));
+        assert_eq!(book.kept(), (3, 9 << 10, 12 << 10));
+        let held: Vec<Asked> = (0..3).map(|number| ask(&book, number)).collect();
+        assert!(held.iter().all(|one| matches!(one, Asked::Here(_))));
+        assert!(!fetch(&book, 3), "all room is held by who reads");
+        drop(held);
+        assert!(fetch(&book, 4));
+        let (_, _, taken) = book.kept();
+        assert!(taken <= 12 << 10, "{taken}");
+        assert!(book.room(12 << 10).is_none(), "it would not fit beside what a guest takes besides");
+    }
+
+    #[test]
+    fn all_who_wait_are_told() {
+        let book = book(12 << 10);
+        let (Asked::Fetch(mut first), Asked::Joined(mut second)) = (ask(&book, 1), ask(&book, 1)) else {
+            panic!("one fetches, the other waits");
+        };
+        let room = book.room(1).expect("there is room");
+        book.came(&key(1), guest(1, 1, room));
+        for told in [&mut first, &mut second] {
+            let came = told.try_recv().expect("it was told").expect("it came");
+            assert_eq!(came.bytes[..], [1]);
+        }
+        let Asked::Fetch(mut third) = ask(&book, 2) else { panic!("it is not here") };
+        book.lacked(Moment::ZERO, &key(2));
+        assert!(third.try_recv().expect("it was told").is_none());
+        assert!(matches!(ask(&book, 2), Asked::Miss));
+    }
+}
