@@ -7,6 +7,7 @@ mod cpu;
 mod data;
 mod disk;
 mod gpu;
+mod guests;
 mod hostile;
 mod join;
 mod matching;
@@ -54,6 +55,9 @@ enum Kind {
     },
     /// Fetch from two replicas when one of them is slow, against the same when it is not
     Reads,
+    /// Fetch the same blocks from eight ranks near one node that is no replica of most of them, against the same where each asks the
+    /// replicas: bytes that leave these, and speed
+    Guests,
     /// Fetch at three times the rate that a node can serve, against its peak, against four fifths of it, and afterwards
     Overload,
     /// Fetch while a node joins a cluster of two, against the same before it comes; blocks moved, against its share
@@ -207,6 +211,7 @@ impl Bench {
         let (bench, rows) = match &self.kind {
             Kind::Data { tls } => ("data", data::run(self.runs, *tls)?),
             Kind::Reads => ("reads", vec![slow::run(self.runs)?]),
+            Kind::Guests => ("guests", guests::run(self.runs)?),
             Kind::Overload => ("overload", overload::run(self.runs)?),
             Kind::Join => ("join", join::run(self.runs)?),
             Kind::Match => ("match", matching::run(self.runs)?),

@@ -28,7 +28,15 @@ impl Stored {
     /// # Errors
     /// When the client does not take the namespace.
     pub(super) fn new(client: &Client, prefixes: u64) -> Result<Stored> {
-        let blocks = client.namespace("default", "bench", Layout::opaque(BLOCK_BYTES as u32, 16), 0)?;
+        Stored::named(client, "bench", prefixes)
+    }
+
+    /// As [`Stored::new`], of a model of this name.
+    ///
+    /// # Errors
+    /// As [`Stored::new`].
+    pub(super) fn named(client: &Client, model: &str, prefixes: u64) -> Result<Stored> {
+        let blocks = client.namespace("default", model, Layout::opaque(BLOCK_BYTES as u32, 16), 0)?;
         let prefix = |number: u64| {
             let hashes: Vec<[u8; 16]> =
                 (0..BLOCKS as u128).map(|at| (u128::from(number) << 64 | at).to_le_bytes()).collect();
