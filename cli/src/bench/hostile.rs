@@ -13,6 +13,7 @@ use kvhive_config::{Bytes, DeviceKind};
 use kvhive_protocol::data::{Accept, DataReply, DataRequest, FetchRequest, Run};
 use kvhive_protocol::frame::{FRAME_HEADER_BYTES, Kind, encode_frame};
 use kvhive_protocol::handshake::{Role, TokenKey};
+use kvhive_protocol::number::timed;
 use kvhive_protocol::{DeviceId, Layout, Levels, Slot};
 use kvhive_wire::{Connection, Fault, Identity};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -41,7 +42,7 @@ const TRIES: u32 = 100;
 const AT_ONCE: usize = 32;
 const LIMIT: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// How long slow readers stay: longer than they wait for a turn.
+/// How long slow readers stay: until each had its turn, as one that does not read keeps none.
 const STAY: Duration = Duration::from_secs(15);
 
 pub(super) fn run() -> Result<Vec<Row>> {
@@ -205,17 +206,18 @@ async fn connect(target: &Arc<Target>, wanted: usize) -> Result<Vec<Connection>>
     Ok(all)
 }
 
-/// Has many ask for 16 MiB each, of which they read nothing for a while. Those that come too late for a turn are refused; some must have been
-/// sent blocks.
+/// Has many ask for 16 MiB each, of which they read nothing for a while; then most of them must have been sent blocks.
 async fn slow_readers(target: &Arc<Target>) -> Result<()> {
     let mut readers = connect(target, SLOW).await?;
+    // Time enough for each to have its turn: without a word of it half of them would be refused.
+    let number = timed(0, LIMIT);
     for reader in &mut readers {
-        reader.send(Kind::DataRequest, 0, &target.fetch, &[]).await?;
+        reader.send(Kind::DataRequest, number, &target.fetch, &[]).await?;
     }
     sleep(STAY).await;
     let (until, mut sent, mut last) = (Instant::now() + LIMIT, 0, None);
     for reader in &mut readers {
-        match timeout_at(until, reader.receive_answer::<DataReply>(Kind::DataReply, 0)).await {
+        match timeout_at(until, reader.receive_answer::<DataReply>(Kind::DataReply, number)).await {
             // The beginning has come; the rest waits at the node.
             Ok(Ok(_)) if reader.payload_left() > 0 => sent += 1,
             Ok(Ok(reply)) => last = Some(format!("{reply:?} without a block")),
@@ -223,8 +225,8 @@ async fn slow_readers(target: &Arc<Target>) -> Result<()> {
             Err(_) => last = Some(format!("no answer within {LIMIT:?}")),
         }
     }
-    if sent == 0 {
-        bail!("none of {SLOW} slow readers was sent blocks; the last had: {}", last.unwrap_or_default());
+    if sent < SLOW * 9 / 10 {
+        bail!("{sent} of {SLOW} slow readers were sent blocks; another had: {}", last.unwrap_or_default());
     }
     Ok(())
 }
