@@ -126,15 +126,18 @@ pub(crate) async fn run(
     // Ended with what is small: the last small word to a peer that leaves is queued just before the lanes are dropped.
     sending.spawn_on(async move { send_large(&whither, &mut large).await }, &io);
     tokio::select! {
-        () = send_small(&to, &mut small, &raft) => {}
+        () = send_small(&io, &to, &mut small, &raft) => {}
         () = kvhive_runtime::stopped(&mut stop) => {}
     }
 }
 
-async fn send_small(to: &Destination, queue: &mut mpsc::Receiver<Vec<u8>>, raft: &Raft) {
+async fn send_small(io: &Handle, to: &Arc<Destination>, queue: &mut mpsc::Receiver<Vec<u8>>, raft: &Raft) {
     let mut is_estranged = false;
     loop {
-        match to.dial().await {
+        // Names are looked up and greetings exchanged where that keeps nobody.
+        let whither = to.clone();
+        let Ok(dialled) = io.spawn(async move { whither.dial().await }).await else { return };
+        match dialled.and_then(|connection| Ok(connection.moved()?)) {
             Ok(mut connection) => {
                 is_estranged = false;
                 info!(peer = %to.name, address = to.address, "connected to peer");

@@ -6,7 +6,7 @@ use crate::control_plane::{ControlPlane, MAX_REQUEST_BYTES};
 use crate::peers::{self, MAX_FRAME_BYTES, MAX_SMALL_FRAME_BYTES};
 use kvhive_consensus::PeerId;
 use kvhive_protocol::WireError;
-use kvhive_protocol::control::ControlRequest;
+use kvhive_protocol::control::{CommandReply, ControlReply, ControlRequest};
 use kvhive_protocol::frame::{FrameLimits, Kind};
 use kvhive_protocol::handshake::{Role, TokenKey};
 use kvhive_runtime::{NamedArbiter, Places, stopped};
@@ -28,6 +28,8 @@ const MAX_HANDSHAKES: usize = 64;
 const IDLE_LIMIT: Duration = Duration::from_secs(600);
 /// An answer that is not taken within this ends its connection, and so does a frame that finds no room for as long.
 const STALL_LIMIT: Duration = Duration::from_secs(10);
+/// A request of more bytes is not read by the raft actor's thread.
+const MAX_CHANGE_BYTES: u32 = 64 << 10;
 /// KiB of raft messages that were received and not worked off, in small frames and in large ones: of these, one a leader
 /// and one more.
 const SMALL_ROOM_KIB: usize = 64 << 10;
@@ -122,8 +124,8 @@ struct Talk {
     peer: Peer,
     server: Arc<Server>,
     stop: watch::Receiver<bool>,
-    /// A request that was received and not served yet.
-    open: Option<(u64, ControlRequest)>,
+    /// The number of a request that was received and not served yet; its bytes are in the connection.
+    open: Option<u64>,
     _place: OwnedSemaphorePermit,
 }
 
@@ -165,16 +167,20 @@ impl Talk {
     async fn converse(&mut self, home: Home) -> Result<Option<Home>, Fault> {
         let Talk { connection, peer, server, .. } = self;
         loop {
-            if let Some((number, request)) = self.open.take() {
+            if let Some(number) = self.open.take() {
+                let request = connection.message()?;
                 let is_change = matches!(request, ControlRequest::Submit { .. });
                 if home == Home::Raft && !is_change {
-                    self.open = Some((number, request));
+                    self.open = Some(number);
                     return Ok(Some(Home::Io));
                 }
                 let reply = server.control.serve(peer.role, request).await;
+                // Who is refused is not brought nearer.
+                let is_made = is_change
+                    && matches!(&reply, ControlReply::Done(done) if !matches!(done, CommandReply::Rejected(_)));
                 let sent = connection.send(Kind::ControlReply, number, &reply, &[]);
                 tokio::time::timeout(STALL_LIMIT, sent).await.unwrap_or(Err(Fault::Timeout(STALL_LIMIT)))?;
-                if home == Home::Io && is_change {
+                if home == Home::Io && is_made {
                     return Ok(Some(Home::Raft));
                 }
             }
@@ -195,7 +201,12 @@ impl Talk {
                         return Ok(Some(Home::Raft));
                     }
                 }
-                Kind::ControlRequest => self.open = Some((frame.request, connection.message()?)),
+                Kind::ControlRequest => {
+                    self.open = Some(frame.request);
+                    if home == Home::Raft && frame.message_bytes > MAX_CHANGE_BYTES {
+                        return Ok(Some(Home::Io));
+                    }
+                }
                 _ => connection.expect(frame, Kind::ControlRequest)?,
             }
         }

@@ -166,8 +166,13 @@ impl Book {
         // A process that ended has left a part of a line: the next one is not joined to it.
         if last != *b"\n" {
             step("audit: end line")?;
-            file.write_all(b"\n")?;
-            bytes += 1;
+            match file.write_all(b"\n") {
+                Ok(()) => bytes += 1,
+                // A full disk keeps no coordinator from its work.
+                Err(error) => {
+                    tracing::error!(%error, folder = %folder.display(), "the audit file's last line cannot be ended")
+                }
+            }
         }
         Ok(Book { folder, file, bytes })
     }
