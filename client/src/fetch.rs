@@ -142,7 +142,8 @@ impl NamespaceClient {
     async fn fetch_job(&self, read: &Read<'_>, job: Job, targets: &Targets<'_>) -> Vec<(DeviceId, Fault)> {
         let begun = AtomicBool::new(false);
         if job.is_guest {
-            return Box::pin(self.visit(read, job, &begun, targets)).await;
+            Box::pin(self.visit(read, job, &begun, targets)).await;
+            return Vec::new();
         }
         if !read.has_others(&job) {
             return self.transfer(read, job, &begun, targets).await.into_iter().collect();
@@ -151,18 +152,14 @@ impl NamespaceClient {
         Box::pin(self.fetch_hedged(read, job, &begun, targets)).await
     }
 
-    /// Fetches from the node that is near what it is no replica of. It has half of the time: what it does not give is asked of replicas then.
-    async fn visit(
-        &self,
-        read: &Read<'_>,
-        job: Job,
-        begun: &AtomicBool,
-        targets: &Targets<'_>,
-    ) -> Vec<(DeviceId, Fault)> {
+    /// Fetches from the node that is near what it is no replica of. It has half of the time: what it does not give is asked of replicas then. That
+    /// it fails is no failure of the round: it says nothing of what this node is a replica of, nor does anybody wait for it to do better.
+    async fn visit(&self, read: &Read<'_>, job: Job, begun: &AtomicBool, targets: &Targets<'_>) {
         let now = Instant::now();
         let read = Read { deadline: now + read.deadline.saturating_duration_since(now) / 2, ..*read };
         let failed = self.transfer(&read, job, begun, targets).await;
         if let Some((device, fault)) = &failed {
+            tracing::debug!(%device, %fault, "the node that is near gives no guests");
             let rest = match fault {
                 // One of both goes by an older map, and soon does not.
                 Fault::Refused(WireError::StaleEpoch { .. }) => Duration::ZERO,
@@ -171,7 +168,6 @@ impl NamespaceClient {
             };
             self.shared().waits().turned_away(*device, self.shared().now(), rest);
         }
-        failed.into_iter().collect()
     }
 
     async fn fetch_hedged(

@@ -100,8 +100,9 @@ impl<'a> Rounds<'a> {
                 }
             }
         }
-        // Their blocks are where they are.
-        self.looked_again |= failed.iter().all(|(device, _)| self.spared.contains(device));
+        // Their blocks are where they are. Where nothing failed, guests alone were asked.
+        self.looked_again |=
+            !failed.is_empty() && failed.iter().all(|(device, _)| self.spared.contains(device));
         if let Some(epoch) = wanted
             && !self.shared.refresh_to(map.epoch, epoch, self.deadline).await
         {

@@ -167,24 +167,34 @@ impl NamespaceClient {
                 part.is_torn = true;
                 continue;
             }
-            claim.settle(checked.map_or_else(
-                |error| {
-                    count(&self.shared().counters.corrupt_blocks, 1);
-                    let (key, device) = (read.prefix.keys()[*at], job.device);
-                    match error {
-                        // A clear is under way: all that the tenant had comes back so, until the node has heard of it too.
-                        HeaderError::Era => tracing::debug!(?key, %device, %error, "block refused"),
-                        _ => tracing::warn!(?key, %device, %error, "block refused"),
+            match checked {
+                Ok(loaded) => claim.settle(FetchOutcome::Loaded(loaded)),
+                Err(error) => {
+                    self.note_refused(read, *at, job.device, error);
+                    if job.is_guest {
+                        // Replicas may have it right: they have not been asked.
+                        drop(claim);
+                        targets.absent(*at, false);
+                    } else {
+                        claim.settle(FetchOutcome::Missed(MissReason::Corrupt(error)));
                     }
-                    FetchOutcome::Missed(MissReason::Corrupt(error))
-                },
-                FetchOutcome::Loaded,
-            ));
+                }
+            }
         }
         if let Some(windows) = self.shared().windows.as_ref().filter(|_| shown > 0) {
             windows.copied(shown);
         }
         Ok(part)
+    }
+
+    fn note_refused(&self, read: &Read<'_>, at: usize, device: DeviceId, error: HeaderError) {
+        count(&self.shared().counters.corrupt_blocks, 1);
+        let key = read.prefix.keys()[at];
+        match error {
+            // A clear is under way: all that the tenant had comes back so, until the node has heard of it too.
+            HeaderError::Era => tracing::debug!(?key, %device, %error, "block refused"),
+            _ => tracing::warn!(?key, %device, %error, "block refused"),
+        }
     }
 
     /// Reads one block into its place and checks it there, or decodes it to there when it was checked: the only maker of

@@ -43,8 +43,23 @@ impl There {
     }
 }
 
+/// The oldest kind of GPU that there are kernels for: it has no instructions for fp8.
+const OLDEST: (u32, u32) = (8, 0);
+/// The first that has them.
+const HAS_FP8: (u32, u32) = (8, 9);
+
 /// Has blocks be gathered and scattered, and compares both with what the host makes of the same bytes.
 fn both_ways(gpu: &Arc<Gpu>, case: &Case, codec: Codec) -> Result<(), PagerError> {
+    both_ways_as_on(gpu.info().capability, gpu, case, codec)
+}
+
+/// Does so with the kernels for GPUs of this capability.
+fn both_ways_as_on(
+    capability: (u32, u32),
+    gpu: &Arc<Gpu>,
+    case: &Case,
+    codec: Codec,
+) -> Result<(), PagerError> {
     let mut there = There::new(gpu)?;
     let mut numbers = Numbers(case.tokens.into());
     let mut engine = vec![0; case.engine_bytes()];
@@ -72,7 +87,7 @@ fn both_ways(gpu: &Arc<Gpu>, case: &Case, codec: Codec) -> Result<(), PagerError
     let blocks = there.put(&vec![0xEE; first + BLOCKS * stride])?;
     let plan = PagePlan::new(case.pages(), &case.layers(on_gpu.address()), codec, &shape)?;
     assert_eq!((plan.block_bytes(), plan.block_pages()), (stored_bytes as u64, each as usize));
-    let mut pager = Pager::new(gpu, plan.clone())?;
+    let mut pager = Pager::with_kernels_for(gpu, plan, capability)?;
     let list = |from: u64| -> Vec<Paged<'_>> {
         let pages = pages.chunks(each as usize).enumerate();
         pages.map(|(at, pages)| Paged { block: from + (first + at * stride) as u64, pages }).collect()
@@ -95,7 +110,7 @@ fn both_ways(gpu: &Arc<Gpu>, case: &Case, codec: Codec) -> Result<(), PagerError
         }
     }
     let plan = PagePlan::new(case.pages(), &case.layers(memory.address()), codec, &shape)?;
-    let mut pager = Pager::new(gpu, plan)?;
+    let mut pager = Pager::with_kernels_for(gpu, plan, capability)?;
     let mut blocks = blocks;
     let seconds = pager.timed(&there.timer, Way::Scatter, &mut memory, &mut blocks, &list(0), 2)?;
     assert!(seconds > 0.0);
@@ -239,6 +254,17 @@ fn every_number(
     beside: Beside,
     other: u16,
 ) -> Result<(), PagerError> {
+    every_number_as_on(gpu.info().capability, gpu, (element, codec), beside, other)
+}
+
+/// Does so with the kernels for GPUs of this capability.
+fn every_number_as_on(
+    capability: (u32, u32),
+    gpu: &Arc<Gpu>,
+    (element, codec): (Element, Codec),
+    beside: Beside,
+    other: u16,
+) -> Result<(), PagerError> {
     let (kv_heads, head_dim, tokens) = match beside {
         Beside::Row(others) => (1 << 16, 1 + others, 1),
         Beside::Channel => (1 << 9, 1 << 7, 16),
@@ -262,8 +288,8 @@ fn every_number(
     let mut there = There::new(gpu)?;
     let mut engine = there.put(&raw)?;
     let mut block = GpuMemory::new(gpu, stored.len())?;
-    let mut pager =
-        Pager::new(gpu, PagePlan::new(pages, &[pages.keys_first(engine.address(), 1)], codec, &shape)?)?;
+    let plan = PagePlan::new(pages, &[pages.keys_first(engine.address(), 1)], codec, &shape)?;
+    let mut pager = Pager::with_kernels_for(gpu, plan, capability)?;
     let list = [Paged { block: 0, pages: &[0] }];
     pager.timed(&there.timer, Way::Gather, &mut engine, &mut block, &list, 1)?;
     let differs = there.get(&block)?.iter().zip(&stored).position(|(got, wanted)| got != wanted);
@@ -334,6 +360,17 @@ fn a_gpu_without_instructions_for_fp8_has_kernels_without() {
 }
 
 #[test]
+fn a_newer_gpu_is_tried_with_the_kernels_for_an_older_one() {
+    let fake = Fake::new();
+    let gpu = fake.gpu();
+    assert!(gpu.info().capability >= HAS_FP8);
+    both_ways_as_on(OLDEST, &gpu, &arrangements()[0], Codec::Fp8).expect("it works");
+    assert_eq!(fake.ask("fake_newest"), 80);
+    both_ways(&gpu, &arrangements()[0], Codec::Fp8).expect("it works");
+    assert_eq!(fake.ask("fake_newest"), 89);
+}
+
+#[test]
 fn what_lies_outside_or_is_not_there_is_refused() {
     let gpu = Fake::new().gpu();
     let case = arrangements()[0];
@@ -385,10 +422,17 @@ fn whichever_call_fails_is_named_and_nothing_is_left_behind() {
 #[test]
 fn a_real_gpu_makes_the_same_blocks() {
     for gpu in fake::real_gpus() {
+        let own = gpu.info().capability;
+        // By its own kernels, and fp8 by those for GPUs without instructions for it, too.
+        let is_newer = own >= HAS_FP8;
         for case in arrangements().into_iter().chain(shapes()) {
             for element in ELEMENTS {
+                let case = Case { element, ..case };
                 for codec in CODECS {
-                    both_ways(&gpu, &Case { element, ..case }, codec).expect("it works");
+                    both_ways(&gpu, &case, codec).expect("it works");
+                }
+                if is_newer {
+                    both_ways_as_on(OLDEST, &gpu, &case, Codec::Fp8).expect("it works");
                 }
             }
         }
@@ -397,6 +441,9 @@ fn a_real_gpu_makes_the_same_blocks() {
         {
             for beside in [Beside::Row(1), Beside::Row(7), Beside::Channel] {
                 every_number(&gpu, element, codec, beside, 0x3C00).expect("it works");
+                if is_newer && codec == Codec::Fp8 {
+                    every_number_as_on(OLDEST, &gpu, (element, codec), beside, 0x3C00).expect("it works");
+                }
             }
         }
     }

@@ -8,6 +8,8 @@ use zeroize::Zeroizing;
 
 /// Bytes that one guest takes besides its own.
 const BESIDES: u64 = 512;
+/// The most memory that guests may be given.
+pub(crate) const MAX_BYTES: u64 = 1 << 40;
 /// Fetches from replicas under way at a time.
 const FETCHES: usize = 64;
 
@@ -47,9 +49,9 @@ pub(crate) struct GuestBook {
 }
 
 impl GuestBook {
-    /// Keeps guests in so many bytes; none keeps none.
+    /// Keeps guests in so many bytes, at most [`MAX_BYTES`]; none keeps none.
     pub(crate) fn within(bytes: u64) -> Option<GuestBook> {
-        let limit_kib = u32::try_from(bytes / 1024).unwrap_or(u32::MAX).min(1 << 28);
+        let limit_kib = (bytes.min(MAX_BYTES) / 1024) as u32;
         (limit_kib > 0).then(|| GuestBook {
             rules: Mutex::new(Guests::within(u64::from(limit_kib) * 1024)),
             room: Arc::new(Semaphore::new(limit_kib as usize)),
@@ -58,9 +60,11 @@ impl GuestBook {
         })
     }
 
-    /// Takes over a map in which this node is `member`.
-    pub(crate) fn adopt(&self, map: &ClusterMap, member: MemberId) {
-        self.rules().adopt(map, member);
+    /// Takes over a map in which this node is `member`. Returns the guests that have ended, whose memory is overwritten and free as they are
+    /// dropped: not to be done where anybody waits.
+    #[must_use]
+    pub(crate) fn adopt(&self, map: &ClusterMap, member: MemberId) -> Vec<Arc<Guest>> {
+        self.rules().adopt(map, member)
     }
 
     /// Asks for guests of slots, all by the same map.
@@ -128,7 +132,7 @@ impl GuestBook {
 
 fn wait(rules: &mut Rules, key: &GuestKey) -> Waiting {
     let (tell, told) = oneshot::channel();
-    // Where it is not coming, the other end is dropped, and that says so.
+    // Where it is not coming, or too many wait, the other end is dropped, and that says so.
     drop(rules.wait(key, tell));
     told
 }
@@ -140,10 +144,12 @@ mod tests {
     use kvhive_protocol::data::{Accept, Ack};
     use kvhive_protocol::map::{ReplicaSet, Settings, Tenant};
     use kvhive_protocol::{BlockKey, ClusterId, DeviceId, Era, LayoutFingerprint, SLOTS, TenantId};
+    use tokio::sync::oneshot::error::TryRecvError;
 
     const SLOT: Slot = Slot(1);
 
-    fn book(bytes: u64) -> GuestBook {
+    /// A map by which all slots are another's.
+    fn map() -> ClusterMap {
         let settings = Settings {
             replicas: 1,
             segment_blocks: 16,
@@ -158,8 +164,13 @@ mod tests {
         let tenant =
             Tenant { name: "default".into(), secret: [1; 32], era: Era(1), rules: Default::default() };
         map.tenants.insert(TenantId(1), tenant);
+        map
+    }
+
+    fn book(bytes: u64) -> GuestBook {
+        let map = map();
         let book = GuestBook::within(bytes).expect("it has room");
-        book.adopt(&map, MemberId(1));
+        assert!(book.adopt(&map, MemberId(1)).is_empty());
         book
     }
 
@@ -214,6 +225,41 @@ mod tests {
         let (_, _, taken) = book.kept();
         assert!(taken <= 12 << 10, "{taken}");
         assert!(book.room(12 << 10).is_none(), "it would not fit beside what a guest takes besides");
+    }
+
+    #[test]
+    fn guests_of_an_ended_era_are_overwritten_by_whoever_took_the_map_over_when_it_has_time() {
+        let book = book(12 << 10);
+        assert!((0..3).all(|number| fetch(&book, number)));
+        let mut cleared = map();
+        cleared.tenants.clear();
+        let ended = book.adopt(&cleared, MemberId(1));
+        assert_eq!(ended.len(), 3, "nothing was dropped under the lock");
+        assert_eq!(book.kept(), (0, 0, 12 << 10), "their memory is taken until they are overwritten");
+        drop(ended);
+        assert_eq!(book.kept(), (0, 0, 0));
+    }
+
+    #[test]
+    fn who_would_be_one_too_many_to_wait_is_told_at_once() {
+        let book = book(12 << 10);
+        let Asked::Fetch(mut first) = ask(&book, 1) else { panic!("it is not here") };
+        let mut told: Vec<Waiting> = (0..1000)
+            .map(|_| match ask(&book, 1) {
+                Asked::Joined(told) => told,
+                _ => panic!("it is being fetched"),
+            })
+            .collect();
+        let is_told = |one: &mut Waiting| !matches!(one.try_recv(), Err(TryRecvError::Empty));
+        assert!(!is_told(&mut first));
+        assert!(told.iter_mut().any(is_told) && !told.iter_mut().all(is_told));
+    }
+
+    #[test]
+    fn all_memory_that_may_be_configured_is_used() {
+        for bytes in [1 << 20, 1 << 38, 1 << 39, MAX_BYTES] {
+            assert_eq!(book(bytes).room.available_permits() as u64 * 1024, bytes);
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! How a node is set up, and why it may not start or go on.
 
+use crate::book;
 use crate::disk::{DiskError, Geometry, record_bytes};
 use crate::pace::MoveLimits;
 use crate::share::ShareMemory;
@@ -336,6 +337,9 @@ impl NodeConfig {
         }
         if self.max_connections > MAX_CONNECTIONS {
             return wrong(format!("{} connections, at most {MAX_CONNECTIONS}", self.max_connections));
+        }
+        if self.guest_bytes > book::MAX_BYTES {
+            return wrong(format!("{} bytes for guests, at most {}", self.guest_bytes, book::MAX_BYTES));
         }
         if self.tuning.batch_delay.is_zero() {
             return wrong("batch_delay must be more than 0".to_owned());

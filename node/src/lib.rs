@@ -9,6 +9,7 @@ mod budget;
 mod config;
 mod data;
 mod disk;
+mod disks;
 pub mod engine;
 mod far;
 mod ferrying;

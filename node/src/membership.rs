@@ -226,7 +226,11 @@ impl Membership {
         let epoch = map.epoch;
         self.coordinators.follow(&map);
         let serving = Serving { map, member };
-        self.view.adopt(serving.clone());
+        let ended = self.view.adopt(serving.clone());
+        if !ended.is_empty() {
+            // They are overwritten as they are dropped, and nobody finds them any more: the map need not wait.
+            tokio::task::spawn_blocking(move || drop(ended));
+        }
         self.replicator.keep(&serving);
         if let Some(keys) = &self.keys {
             keys.permit(&serving.map);

@@ -9,6 +9,7 @@ use kvhive_gpu::cuda::{Cuda, CudaDevice, CudaError, GpuSlab, Nvml, Patience, Tro
 use kvhive_gpu::{
     Arena, ArenaError, ClassId, Device, DeviceError, DeviceKind, HostDevice, SizeClass, Space, WriteFrame,
 };
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use tokio::runtime::Handle;
@@ -24,6 +25,8 @@ pub(crate) struct Memory {
     pinned_bytes: u64,
     /// Somebody wipes it.
     is_wiped: Arc<Mutex<()>>,
+    /// Blocks of ended eras are looked for in it.
+    is_searched: Arc<AtomicBool>,
 }
 
 /// What the frames of the device tier are cut from.
@@ -50,7 +53,7 @@ impl Memory {
         let host = of_host(config.host_bytes)?;
         let Some(gpu) = gpu else {
             let device = DeviceTier::Host(of_host(config.device_bytes)?);
-            return Ok((Memory { device, host, pinned_bytes: 0, is_wiped: Arc::default() }, lacks));
+            return Ok((Memory::of(device, host), lacks));
         };
         let device =
             CudaDevice::with_patience(gpu, u64::MAX, patience).map_err(|error| failed(error.into()))?;
@@ -59,7 +62,11 @@ impl Memory {
         watch(at, &device);
         tracing::info!(device = at, gpu = %device.info().name, bytes = of_gpu.total_bytes(), "the device tier is a GPU's memory");
         let device = DeviceTier::Gpu(device, of_gpu);
-        Ok((Memory { device, host, pinned_bytes: 0, is_wiped: Arc::default() }, None))
+        Ok((Memory::of(device, host), None))
+    }
+
+    fn of(device: DeviceTier, host: Arena) -> Memory {
+        Memory { device, host, pinned_bytes: 0, is_wiped: Arc::default(), is_searched: Arc::default() }
     }
 
     /// Has the host's memory of device number `at` stay where it is: of a GPU by its driver, else, if `locks`, by as much as this process may.
@@ -156,6 +163,27 @@ impl Memory {
             _ => 0,
         };
         of_gpu + self.host_arenas().iter().map(Arena::stale_bytes).sum::<u64>()
+    }
+
+    /// Hears whether blocks of ended eras are looked for in it.
+    pub(crate) fn is_searched(&self, is_searched: bool) {
+        self.is_searched.store(is_searched, Ordering::Relaxed);
+    }
+
+    /// Returns the bytes that may be those of ended eras: of free frames that hold what is stale, and while blocks of such eras are looked for, of
+    /// all frames that are not free. A block that has been found and is still read by somebody is counted from when it is not any more.
+    pub(crate) fn unwiped_bytes(&self) -> u64 {
+        // First: what is found meanwhile is stale.
+        let taken = if self.is_searched.load(Ordering::Relaxed) { self.used_bytes() } else { 0 };
+        taken + self.stale_bytes()
+    }
+
+    fn used_bytes(&self) -> u64 {
+        let of_gpu = match &self.device {
+            DeviceTier::Gpu(device, arena) if device.loss().is_none() => arena.used_bytes(),
+            _ => 0,
+        };
+        of_gpu + self.host_arenas().iter().map(Arena::used_bytes).sum::<u64>()
     }
 
     /// Has free frames that hold what is stale be overwritten, where that may take time, unless that is under way.

@@ -129,7 +129,7 @@ fn record(sources: &Sources, devices: &[Option<(ShardStats, CodecUses)>]) {
         ("kvhive_node_epoch", epoch as f64),
         ("kvhive_node_memory_configured_bytes", (memory_configured + own_policies) as f64),
         ("kvhive_node_tenant_policies_bytes", own_policies as f64),
-        ("kvhive_node_unwiped_bytes", sources.memories.iter().map(Memory::stale_bytes).sum::<u64>() as f64),
+        ("kvhive_node_unwiped_bytes", sources.memories.iter().map(Memory::unwiped_bytes).sum::<u64>() as f64),
         ("kvhive_node_open_connections", plane.open_connections() as f64),
         ("kvhive_node_inflight_bytes", plane.inflight_bytes() as f64),
         ("kvhive_node_waiting_requests", plane.waiting() as f64),

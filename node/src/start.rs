@@ -4,9 +4,10 @@ use crate::actors::core::DeviceCore;
 use crate::actors::device::Device;
 use crate::admin;
 use crate::budget::{blocks_listed, memory_configured, memory_frames};
-use crate::config::{DeviceConfig, DiskKeys, NodeConfig, NodeError, Tuning};
+use crate::config::{DeviceConfig, NodeConfig, NodeError, Tuning};
 use crate::data::{Counters, DataPlane, Limits, Replicator, count, serve};
-use crate::disk::{self, DiskError, DiskTuning, KeyPlaces, Keyring, Store};
+use crate::disk::{DiskTuning, Store};
+use crate::disks;
 use crate::fill::Filler;
 #[cfg(test)]
 use crate::handle::Inside;
@@ -15,7 +16,7 @@ use crate::links::Links;
 use crate::membership::{Introduction, Membership};
 use crate::memory::Memory;
 use crate::metrics::{Sources, routes};
-use crate::persist::{self, Holdings, Jobs, Keeper};
+use crate::persist::{Holdings, Jobs, Keeper};
 use crate::redis::Door;
 use crate::settle::Settler;
 use crate::share::{self, ShareMemory};
@@ -33,7 +34,6 @@ use kvhive_wire::{Identity, Listening, Tls};
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -95,7 +95,7 @@ pub fn start(config: NodeConfig) -> Result<NodeHandle, NodeError> {
 pub(crate) fn start_within(
     config: NodeConfig,
     limits: Limits,
-    disks: &DiskTuning,
+    disk_tuning: &DiskTuning,
     patience: Patience,
 ) -> Result<NodeHandle, NodeError> {
     config.check()?;
@@ -112,8 +112,7 @@ pub(crate) fn start_within(
     let emptied = Arc::new(emptied);
     let mut devices = Vec::with_capacity(config.devices.len());
     let mut memories = Vec::with_capacity(config.devices.len());
-    let keys = open_keys(&config, disks)?;
-    let stores = open_disks(&config, &view, keys.as_ref(), disks)?;
+    let (keys, stores) = disks::open(&config, &view, disk_tuning)?;
     let mut gpus_lacking = Vec::new();
     for (at, device) in config.devices.iter().enumerate() {
         let is_shared = config.share_memory != ShareMemory::Off;
@@ -183,7 +182,7 @@ pub(crate) fn start_within(
 
     let buffers: u64 = stores.iter().flatten().map(|store| store.buffer_bytes()).sum();
     let memory_configured = memory_configured(&config, &memories) + buffers;
-    keep_disks(&runtime, &devices, &stores, &view, &stopping);
+    disks::keep(&runtime, &devices, &stores, &view, &stopping);
     if let Some(keys) = keys.clone() {
         // What writes when this is reached has its key already.
         runtime.on_shutdown().at(Stage::CloseDisks, "let go of the disk's keys", async move { keys.close() });
@@ -331,75 +330,6 @@ fn keep_snapshot(
         keeper.write().await;
     });
     Some(jobs)
-}
-
-/// Reads the keys of the disk tiers and the snapshots. They are in the disk tiers' folder, or beside the snapshots of a node that has none. A node
-/// that has neither any more, or writes blocks as they are, still destroys those that it had.
-fn open_keys(config: &NodeConfig, tuning: &DiskTuning) -> Result<Option<Arc<Keyring>>, NodeError> {
-    let failed = NodeError::Keys;
-    let of_snapshots = config.persist.as_ref().map(|persist| persist::keys_folder(&persist.folder));
-    let has_disks = config.devices.iter().any(|device| device.disk_bytes > 0);
-    let destroy = |folder: &Option<PathBuf>| {
-        let destroy = |folder| disk::destroy_keys(folder, tuning.lock_limit).map_err(failed);
-        folder.as_deref().map_or(Ok(()), destroy)
-    };
-    match &config.disk_keys {
-        DiskKeys::Off => {
-            destroy(&config.disk_folder)?;
-            destroy(&of_snapshots)?;
-            Ok(None)
-        }
-        DiskKeys::On(master) => {
-            if config.disk_folder.is_some() {
-                // What they opened is opened by none of these.
-                destroy(&of_snapshots)?;
-            }
-            let Some(folder) = config.disk_folder.as_ref().or(of_snapshots.as_ref()) else { return Ok(None) };
-            let places = KeyPlaces::of(folder, master.as_deref());
-            let wanted = has_disks || of_snapshots.is_some() || places.are_there();
-            wanted.then(|| Keyring::open(&places, tuning.lock_limit)).transpose().map_err(failed)
-        }
-    }
-}
-
-/// Opens the disk tier of every device that has one.
-fn open_disks(
-    config: &NodeConfig,
-    view: &Arc<View>,
-    keys: Option<&Arc<Keyring>>,
-    tuning: &DiskTuning,
-) -> Result<Vec<Option<Arc<Store>>>, NodeError> {
-    let mut stores = Vec::with_capacity(config.devices.len());
-    for (at, device) in config.devices.iter().enumerate() {
-        let Some(folder) = config.disk_folder.as_ref().filter(|_| device.disk_bytes > 0) else {
-            stores.push(None);
-            continue;
-        };
-        let folder = folder.join(format!("device-{at}"));
-        let failed = |cause| NodeError::Disk { device: at, cause };
-        let mover = tuning.mover.start(config.tuning.priority);
-        let mover = mover.map_err(|source| failed(DiskError::Io { path: folder.clone(), source }))?;
-        let store = Store::open(&folder, &device.disk_geometry(), mover, view.clone(), keys.cloned(), tuning);
-        stores.push(Some(store.map_err(failed)?));
-    }
-    Ok(stores)
-}
-
-/// Has every disk kept until the node stops; their folders are let go when requests have ended.
-fn keep_disks(
-    runtime: &Runtime,
-    devices: &[Device],
-    stores: &[Option<Arc<Store>>],
-    view: &Arc<View>,
-    stopping: &watch::Receiver<bool>,
-) {
-    for (device, store) in devices.iter().zip(stores) {
-        let Some(store) = store else { continue };
-        let keeper = disk::Keeper { device: device.clone(), store: store.clone(), view: view.clone() };
-        runtime.io().spawn(keeper.run(stopping.clone()));
-        let store = store.clone();
-        runtime.on_shutdown().at(Stage::CloseDisks, "let go of the disk", async move { store.close().await });
-    }
 }
 
 #[expect(clippy::too_many_arguments, reason = "what one device is made of")]

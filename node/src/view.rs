@@ -1,7 +1,7 @@
 //! What every part of a node reads: the map served by, who this node is and how long it may serve, which only membership
 //! writes, the layouts of its blocks, which stores tell, and the names that it answers for.
 
-use crate::book::GuestBook;
+use crate::book::{Guest, GuestBook};
 use crate::layouts::Layouts;
 use kvhive_cache::{Lapses, Names, Tenancy};
 use kvhive_protocol::block::Codec;
@@ -60,8 +60,11 @@ impl View {
         self.clock.now()
     }
 
-    /// Takes over a map, unless a newer one is here already.
-    pub(crate) fn adopt(&self, fresh: Serving) {
+    /// Takes over a map, unless a newer one is here already. Returns the guests that end by it, for the caller to drop where that may take
+    /// long: all that a node answers waits for the map that is taken over here.
+    #[must_use]
+    pub(crate) fn adopt(&self, fresh: Serving) -> Vec<Arc<Guest>> {
+        let mut ended = Vec::new();
         let mut serving = self.serving.write().unwrap_or_else(|poison| poison.into_inner());
         let is_newer =
             |known: &Serving| known.map.cluster != fresh.map.cluster || known.map.epoch <= fresh.map.epoch;
@@ -70,10 +73,11 @@ impl View {
             let lapsed = self.check_lease().is_err();
             self.names().adopt(self.now(), &fresh.map, fresh.member, lapsed);
             if let Some(guests) = &self.guests {
-                guests.adopt(&fresh.map, fresh.member);
+                ended = guests.adopt(&fresh.map, fresh.member);
             }
             *serving = Some(fresh);
         }
+        ended
     }
 
     /// Returns the names that this node answers for; never held for longer than a question.

@@ -22,7 +22,7 @@ pub use payload::{Label, Wrong};
 pub use plan::{Fault, Plan, Step};
 pub use random::Random;
 pub use report::{Figures, Hit, Outage, Report, Row};
-pub use schedule::{Broken, Schedule, Size};
+pub use schedule::{Broken, Schedule, Size, Turn};
 
 /// A time on the clock of whoever drives the cluster, in nanoseconds since it began.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]

@@ -40,6 +40,13 @@ impl Broken {
     pub fn is_nothing(self) -> bool {
         Broken { is_read: false, ..self } == Broken::default()
     }
+
+    /// Ends what was to be alone where everything else is whole again.
+    #[must_use]
+    pub fn ends_alone(self) -> Broken {
+        let is_over = Broken { is_alone: false, ..self }.is_nothing();
+        Broken { is_alone: self.is_alone && !is_over, ..self }
+    }
 }
 
 /// What a fault shares the cluster with.
@@ -53,6 +60,15 @@ enum Lane {
     Nodes,
     /// Everything: what is damaged is no promised block.
     Records,
+}
+
+/// A step that may begin now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Turn {
+    /// What happens.
+    pub step: Step,
+    /// Whether nothing else may begin until everything is whole again: as the step wants it, or as the cluster is too small for more.
+    pub is_alone: bool,
 }
 
 /// A plan's steps, each as soon as it may be.
@@ -71,7 +87,7 @@ impl Schedule {
 
     /// Returns the next step that may begin, if there is one. Those of one lane keep their order, and nothing overtakes one that wants to be
     /// alone.
-    pub fn next(&mut self, broken: Broken) -> Option<Step> {
+    pub fn next(&mut self, broken: Broken) -> Option<Turn> {
         let missing = WINDOW.saturating_sub(self.next.len());
         self.next.extend(self.plan.by_ref().take(missing));
         let mut waits: Vec<Lane> = Vec::new();
@@ -85,7 +101,8 @@ impl Schedule {
                 lane => !waits.contains(&lane) && self.leaves_enough(lane, broken),
             };
             if may_begin {
-                return self.next.remove(at);
+                let is_alone = lane == Lane::Alone;
+                return self.next.remove(at).map(|step| Turn { step, is_alone });
             }
             if lane == Lane::Alone {
                 return None;
@@ -148,32 +165,52 @@ mod tests {
     use crate::random::Random;
 
     const SIZE: Size = Size { coordinators: 3, nodes: 4, replicas: 2 };
+    const OF_FIVE: Size = Size { coordinators: 5, ..SIZE };
 
     /// A cluster that is broken by a schedule, and mends at random.
-    #[derive(Default)]
     struct Cluster {
+        size: Size,
         broken: Broken,
-        /// The most that were gone at once, of nodes and of both.
+        /// The most that were gone at once, of coordinators and of nodes.
+        most_coordinators: usize,
         most_nodes: usize,
+        /// How often coordinators were hit beside nodes.
         overlaps: usize,
     }
 
     impl Cluster {
+        fn of(size: Size) -> Cluster {
+            let broken = Broken::default();
+            Cluster { size, broken, most_coordinators: 0, most_nodes: 0, overlaps: 0 }
+        }
+
         /// Hits it as a step says; checks that promises stand.
-        fn hit(&mut self, step: Step, lane: Lane) {
+        fn hit(&mut self, turn: Turn, lane: Lane) {
+            let Turn { step, is_alone } = turn;
+            assert!(!self.broken.is_alone, "{step:?} beside what is to be alone");
+            assert_eq!(is_alone, lane == Lane::Alone, "{step:?}");
             match lane {
-                Lane::Alone => assert!(self.broken.is_nothing(), "{step:?} while {:?}", self.broken),
+                Lane::Alone => {
+                    assert!(self.broken.is_nothing(), "{step:?} while {:?}", self.broken);
+                    self.broken.is_alone = true;
+                    match step.fault.spares_nodes() {
+                        true => self.broken.coordinators = 1,
+                        false => (self.broken.nodes, self.broken.is_thin) = (1, true),
+                    }
+                }
                 Lane::Coordinators => {
                     self.overlaps += usize::from(self.broken.nodes > 0);
                     self.broken.coordinators += 1;
-                    let left = SIZE.coordinators - self.broken.coordinators;
-                    assert!(left > SIZE.coordinators / 2, "no majority is left by {step:?}");
+                    self.most_coordinators = self.most_coordinators.max(self.broken.coordinators);
+                    let left = self.size.coordinators - self.broken.coordinators;
+                    assert!(left > self.size.coordinators / 2, "no majority is left by {step:?}");
                 }
                 Lane::Nodes => {
                     assert!(!self.broken.is_thin, "{step:?} takes a second copy");
                     (self.broken.nodes, self.broken.is_thin) = (self.broken.nodes + 1, true);
                     self.most_nodes = self.most_nodes.max(self.broken.nodes);
-                    assert!(SIZE.nodes - self.broken.nodes >= SIZE.replicas, "no room is left by {step:?}");
+                    let left = self.size.nodes - self.broken.nodes;
+                    assert!(left >= self.size.replicas, "no room is left by {step:?}");
                 }
                 Lane::Records => {}
             }
@@ -185,27 +222,36 @@ mod tests {
                 1 => self.broken.nodes = self.broken.nodes.saturating_sub(1),
                 _ => self.broken.is_thin = false,
             }
+            self.broken = self.broken.ends_alone();
+        }
+
+        /// Has so many steps of a schedule begin; returns them.
+        fn take(&mut self, schedule: &mut Schedule, steps: usize, random: &mut Random) -> Vec<Step> {
+            let mut came = Vec::new();
+            while came.len() < steps {
+                match schedule.next(self.broken) {
+                    Some(turn) => {
+                        self.hit(turn, schedule.lane(turn.step));
+                        came.push(turn.step);
+                    }
+                    // A schedule that waits for more than everything being whole would not end here.
+                    None => self.mends(random),
+                }
+            }
+            came
         }
     }
 
     #[test]
     fn faults_overlap_and_void_no_promise() {
-        for seed in 0..50 {
-            let mut schedule = Schedule::new(Plan::new(seed, Fault::OF_PROCESSES.to_vec()), SIZE);
-            let (mut cluster, mut random) = (Cluster::default(), Random::new(seed));
-            let mut begun = 0;
-            while begun < 300 {
-                match schedule.next(cluster.broken) {
-                    Some(step) => {
-                        begun += 1;
-                        let lane = schedule.lane(step);
-                        cluster.hit(step, lane);
-                    }
-                    // A schedule that waits for more than everything being whole would not end here.
-                    None => cluster.mends(&mut random),
-                }
+        for (size, most) in [(SIZE, 1), (OF_FIVE, 2)] {
+            for seed in 0..50 {
+                let mut schedule = Schedule::new(Plan::new(seed, Fault::OF_PROCESSES.to_vec()), size);
+                let mut cluster = Cluster::of(size);
+                cluster.take(&mut schedule, 300, &mut Random::new(seed));
+                assert!(cluster.most_nodes == 2 && cluster.overlaps > 10, "seed {seed} overlaps nothing");
+                assert_eq!(cluster.most_coordinators, most, "seed {seed} of {size:?}");
             }
-            assert!(cluster.most_nodes == 2 && cluster.overlaps > 10, "seed {seed} overlaps nothing");
         }
     }
 
@@ -213,17 +259,7 @@ mod tests {
     fn each_step_of_the_plan_comes_once_and_those_of_a_lane_in_order() {
         let plan = Plan::new(7, Fault::OF_PROCESSES.to_vec());
         let mut schedule = Schedule::new(plan.clone(), SIZE);
-        let mut random = Random::new(7);
-        let (mut cluster, mut came) = (Cluster::default(), Vec::new());
-        while came.len() < 400 {
-            match schedule.next(cluster.broken) {
-                Some(step) => {
-                    cluster.hit(step, schedule.lane(step));
-                    came.push(step);
-                }
-                None => cluster.mends(&mut random),
-            }
-        }
+        let came = Cluster::of(SIZE).take(&mut schedule, 400, &mut Random::new(7));
         let planned: Vec<Step> = plan.take(400 - WINDOW).collect();
         assert!(planned.iter().all(|step| came.contains(step)));
         let of = |steps: &[Step], lane| -> Vec<Step> {
@@ -246,14 +282,33 @@ mod tests {
     }
 
     #[test]
-    fn where_promises_leave_no_room_one_thing_is_broken_at_a_time() {
-        let size = Size { coordinators: 1, nodes: 2, replicas: 2 };
-        let mut schedule = Schedule::new(Plan::new(1, Fault::OF_PROCESSES.to_vec()), size);
-        for _ in 0..100 {
-            let step = schedule.next(Broken::default()).expect("everything is whole");
-            assert!(matches!(schedule.lane(step), Lane::Alone | Lane::Records), "{step:?}");
+    fn what_the_cluster_has_no_room_for_is_alone_until_all_is_whole() {
+        // Neither coordinators nor nodes, nodes alone, coordinators alone.
+        for (coordinators, nodes) in [(1, 2), (3, 2), (1, 4)] {
+            let size = Size { coordinators, nodes, replicas: 2 };
+            let mut schedule = Schedule::new(Plan::new(1, Fault::OF_PROCESSES.to_vec()), size);
+            let mut cluster = Cluster::of(size);
+            // That nothing begins beside them is checked with each.
+            cluster.take(&mut schedule, 300, &mut Random::new(1));
+            assert_eq!(cluster.most_coordinators, usize::from(coordinators == 3), "{size:?}");
+            assert_eq!(cluster.most_nodes, if nodes == 4 { 2 } else { 0 }, "{size:?}");
+            assert_eq!(cluster.overlaps, 0, "{size:?}");
         }
-        assert!(Schedule::new(Plan::new(1, Vec::new()), size).is_over());
+        assert!(Schedule::new(Plan::new(1, Vec::new()), SIZE).is_over());
+    }
+
+    #[test]
+    fn what_is_alone_is_so_until_its_node_is_back_too() {
+        let alone = Broken { is_alone: true, ..Broken::default() };
+        assert!(alone.ends_alone().is_nothing());
+        // The cluster is whole without the node that is gone.
+        for waits in [
+            Broken { nodes: 1, ..alone },
+            Broken { is_thin: true, ..alone },
+            Broken { coordinators: 1, ..alone },
+        ] {
+            assert_eq!(waits.ends_alone(), waits);
+        }
     }
 
     #[test]

@@ -202,7 +202,7 @@ pub enum WireError {
     },
     /// Another node is up under the name by which one registers: take another name, or repeat it until that one is down.
     #[error(
-        "{name} is up at {address}, and no two nodes have one name: take another, or end that node first. If it has ended already, by itself          or as it was killed, its name is free when its lease is over"
+        "{name} is up at {address}, and no two nodes have one name: take another, or end that node first. If it has ended already, by itself or as it was killed, its name is free when its lease is over"
     )]
     NameTaken {
         /// The name.

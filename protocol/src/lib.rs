@@ -28,6 +28,7 @@ pub mod map;
 pub mod moment;
 pub mod names;
 pub mod number;
+mod outcomes;
 pub mod pairs;
 pub mod pins;
 pub mod placing;

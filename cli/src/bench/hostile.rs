@@ -10,18 +10,20 @@ use crate::commands;
 use anyhow::{Context, Result, bail};
 use kvhive_client::{Client, StoreOptions};
 use kvhive_config::{Bytes, DeviceKind};
-use kvhive_protocol::data::{Accept, DataRequest, FetchRequest, Run};
+use kvhive_protocol::data::{Accept, DataReply, DataRequest, FetchRequest, Run};
 use kvhive_protocol::frame::{FRAME_HEADER_BYTES, Kind, encode_frame};
 use kvhive_protocol::handshake::{Role, TokenKey};
+use kvhive_protocol::number::timed;
 use kvhive_protocol::{DeviceId, Layout, Levels, Slot};
-use kvhive_wire::{Connection, Identity};
+use kvhive_wire::{Connection, Fault, Identity};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 /// Connections that have shown the token and say nothing more.
 const IDLE: usize = 10_000;
@@ -31,15 +33,24 @@ const SLOW: usize = 1_000;
 const CLAIMS: usize = 100_000;
 /// Connections that the node takes: all of these at once, and some.
 const CONNECTIONS: usize = IDLE + SLOW + 256;
+/// Files that each end of them opens: those and what a process has besides.
+const FILES: u64 = CONNECTIONS as u64 + 512;
 const PREFIXES: u64 = 512;
+/// How often a connection is tried for.
+const TRIES: u32 = 100;
 /// Who comes at a time.
 const AT_ONCE: usize = 32;
 const LIMIT: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// How long slow readers stay: longer than a node waits for one.
+/// How long slow readers stay: until each had its turn, as one that does not read keeps none.
 const STAY: Duration = Duration::from_secs(15);
 
 pub(super) fn run() -> Result<Vec<Row>> {
+    // Before the node starts: it has the same limit.
+    if let Some(limit) = raised(getrlimit(Resource::Nofile))? {
+        setrlimit(Resource::Nofile, limit)
+            .with_context(|| format!("this process cannot open {FILES} files"))?;
+    }
     let private = Private::start_with(
         Shape {
             coordinators: 1,
@@ -63,6 +74,17 @@ pub(super) fn run() -> Result<Vec<Row>> {
     )?;
     let runtime = commands::runtime()?;
     runtime.block_on(measure(&private))
+}
+
+/// Returns the limit of open files that is to be set, where it is too low.
+fn raised(limit: Rlimit) -> Result<Option<Rlimit>> {
+    if limit.current.is_none_or(|files| files >= FILES) {
+        return Ok(None);
+    }
+    if let Some(most) = limit.maximum.filter(|most| *most < FILES) {
+        bail!("{FILES} files are opened, and {most} may be: raise the hard limit (ulimit -Hn, LimitNOFILE=)");
+    }
+    Ok(Some(Rlimit { current: Some(FILES), ..limit }))
 }
 
 async fn measure(private: &Private) -> Result<Vec<Row>> {
@@ -136,6 +158,10 @@ impl Target {
         };
         Ok(Target { address: node.data_address.clone(), identity, fetch })
     }
+
+    async fn connect(&self) -> Result<Connection, Fault> {
+        Connection::connect(&self.address, &self.identity, LIMIT).await.map(|(connection, _)| connection)
+    }
 }
 
 /// Does something, and says how large the node was at most meanwhile.
@@ -165,15 +191,13 @@ async fn connect(target: &Arc<Target>, wanted: usize) -> Result<Vec<Connection>>
             let target = target.clone();
             coming.spawn(async move {
                 // A door that is full for a moment opens again.
-                for _ in 0..100 {
-                    if let Ok((connection, _)) =
-                        Connection::connect(&target.address, &target.identity, LIMIT).await
-                    {
-                        return Some(connection);
+                for _ in 1..TRIES {
+                    if let Ok(connection) = target.connect().await {
+                        return Ok(connection);
                     }
                     sleep(Duration::from_millis(100)).await;
                 }
-                None
+                target.connect().await
             });
         }
         let one = coming.join_next().await.context("some are coming")??;
@@ -182,13 +206,28 @@ async fn connect(target: &Arc<Target>, wanted: usize) -> Result<Vec<Connection>>
     Ok(all)
 }
 
-/// Has many ask for 16 MiB each, of which they read nothing, until the node has had enough of them.
+/// Has many ask for 16 MiB each, of which they read nothing for a while; then most of them must have been sent blocks.
 async fn slow_readers(target: &Arc<Target>) -> Result<()> {
     let mut readers = connect(target, SLOW).await?;
+    // Time enough for each to have its turn: without a word of it half of them would be refused.
+    let number = timed(0, LIMIT);
     for reader in &mut readers {
-        reader.send(Kind::DataRequest, 0, &target.fetch, &[]).await?;
+        reader.send(Kind::DataRequest, number, &target.fetch, &[]).await?;
     }
     sleep(STAY).await;
+    let (until, mut sent, mut last) = (Instant::now() + LIMIT, 0, None);
+    for reader in &mut readers {
+        match timeout_at(until, reader.receive_answer::<DataReply>(Kind::DataReply, number)).await {
+            // The beginning has come; the rest waits at the node.
+            Ok(Ok(_)) if reader.payload_left() > 0 => sent += 1,
+            Ok(Ok(reply)) => last = Some(format!("{reply:?} without a block")),
+            Ok(Err(fault)) => last = Some(fault.to_string()),
+            Err(_) => last = Some(format!("no answer within {LIMIT:?}")),
+        }
+    }
+    if sent < SLOW * 9 / 10 {
+        bail!("{sent} of {SLOW} slow readers were sent blocks; another had: {}", last.unwrap_or_default());
+    }
     Ok(())
 }
 
@@ -235,4 +274,24 @@ async fn claim(address: &str, header: &[u8]) -> Result<bool> {
         let _ = stream.read_to_end(&mut answer).await;
     }
     Ok(!answer.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_let_be_opened_as_many_as_there_are_connections_or_the_limit_is_named() {
+        let limit = |current, maximum| Rlimit { current, maximum };
+        let plenty = [limit(None, None), limit(Some(FILES), Some(FILES))];
+        for enough in plenty {
+            assert!(raised(enough).expect("it is enough").is_none());
+        }
+        for most in [None, Some(FILES), Some(2 * FILES)] {
+            let set = raised(limit(Some(1024), most)).expect("it may be raised").expect("it is too low");
+            assert_eq!((set.current, set.maximum), (Some(FILES), most));
+        }
+        let refused = raised(limit(Some(1024), Some(4096))).expect_err("it may not be raised").to_string();
+        assert!(refused.contains("4096 may be"), "{refused}");
+    }
 }

@@ -15,11 +15,20 @@ pub(crate) fn available() -> Option<u64> {
     available_by(&read("/proc/meminfo"), &read("/sys/fs/cgroup/memory.max"))
 }
 
-/// Returns the least of what the host has available and its group allows.
+/// Returns the least of what the host has available and its group allows, and the huge pages that are reserved and free besides: arenas take
+/// those first, and neither counts them.
 fn available_by(meminfo: &str, group: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-    kib.map(|kib| kib << 10).into_iter().chain(group.trim().parse().ok()).min()
+    let figure = |name| {
+        let line = meminfo.lines().find_map(|line| line.strip_prefix(name));
+        line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok())
+    };
+    let kib = figure("MemAvailable:").map(|kib| kib << 10);
+    let ordinary = kib.into_iter().chain(group.trim().parse().ok()).min()?;
+    // Some of the free ones are promised to those who have mapped them and not touched them yet.
+    let [free, promised, page_kib] =
+        ["HugePages_Free:", "HugePages_Rsvd:", "Hugepagesize:"].map(|name| figure(name).unwrap_or_default());
+    let huge = free.saturating_sub(promised).saturating_mul(page_kib << 10);
+    Some(ordinary.saturating_add(huge))
 }
 
 /// Returns the bytes that the nodes of a cluster on this machine take at their start, at the least: a device tier that is a GPU's, or is
@@ -74,6 +83,16 @@ mod tests {
         assert_eq!(available_by(meminfo, "max\n"), Some(1 << 20));
         assert_eq!(available_by(meminfo, "524288\n"), Some(512 << 10));
         assert_eq!(available_by("", ""), None);
+    }
+
+    #[test]
+    fn huge_pages_that_are_reserved_and_free_are_there_besides() {
+        let meminfo = "MemAvailable:   1024 kB\nHugePages_Total:      16\nHugePages_Free:        9\n\
+                       HugePages_Rsvd:        1\nHugepagesize:       2048 kB\n";
+        assert_eq!(available_by(meminfo, "max\n"), Some((1 << 20) + (16 << 20)));
+        assert_eq!(available_by(meminfo, "524288\n"), Some((512 << 10) + (16 << 20)));
+        let all_promised = meminfo.replace("HugePages_Rsvd:        1", "HugePages_Rsvd:        9");
+        assert_eq!(available_by(&all_promised, "max\n"), Some(1 << 20));
     }
 
     #[test]

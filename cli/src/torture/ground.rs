@@ -180,12 +180,17 @@ impl Ground {
 
     /// Returns who leads the coordinators, by the first of them that says so.
     pub(super) fn leader(&self) -> Option<String> {
+        self.leader_but(&BTreeSet::new())
+    }
+
+    /// Returns who leads and is none of these.
+    pub(super) fn leader_but(&self, gone: &BTreeSet<String>) -> Option<String> {
         let begun = Instant::now();
         while begun.elapsed() < HEAL_LIMIT {
             let answers = self.admin().ok()?.each();
             let leader = |admin: &Admin| {
                 let status = admin.get::<Value>("/v1/cluster?consistency=stale").ok()?;
-                status["leader"].as_str().map(str::to_owned)
+                status["leader"].as_str().filter(|leader| !gone.contains(*leader)).map(str::to_owned)
             };
             if let Some(leader) = answers.iter().find_map(leader) {
                 return Some(leader);

@@ -95,7 +95,9 @@ impl Injector<'_> {
             self.ground.start(id)?;
         }
         let took = self.beat();
-        self.end_outage(begun);
+        if self.ends_majority(step) {
+            self.end_outage(begun);
+        }
         Ok(format!("{}, changes again after {:.2} s", all.join(", "), took.unwrap_or(f64::INFINITY)))
     }
 

@@ -8,7 +8,7 @@ use super::shared::Shared;
 use super::under_way::{UnderWay, Unhealed};
 use anyhow::{Context, Result};
 use kvhive_oracle::schedule::hit_by;
-use kvhive_oracle::{Broken, Fault, Hit, Outage, Random, Schedule, Step};
+use kvhive_oracle::{Broken, Fault, Hit, Outage, Random, Schedule, Step, Turn};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -92,7 +92,7 @@ impl<'a> Injector<'a> {
     pub(super) fn run(&mut self, mut schedule: Schedule, until: Duration) -> Result<()> {
         while !schedule.is_over() && !self.shared.is_ending() && self.shared.elapsed() < until {
             self.go_on()?;
-            let Some(step) = schedule.next(self.broken()) else {
+            let Some(Turn { step, is_alone }) = schedule.next(self.broken()) else {
                 self.shared.rest(EVERY);
                 continue;
             };
@@ -106,6 +106,7 @@ impl<'a> Injector<'a> {
                 true => Hit::Outage(self.outages),
                 false => hit_by(step.fault, self.broken(), self.shared.hit()),
             });
+            self.is_alone = is_alone;
             if self.begin(step)? {
                 continue;
             }
@@ -122,7 +123,7 @@ impl<'a> Injector<'a> {
     }
 
     /// Says whether it may be that nobody leads for as long as this takes.
-    fn ends_majority(&self, step: Step) -> bool {
+    pub(super) fn ends_majority(&self, step: Step) -> bool {
         let all = self.ground.coordinators().len();
         match step.fault {
             Fault::KillCoordinators => true,
@@ -143,7 +144,7 @@ impl<'a> Injector<'a> {
     /// Says what is broken now.
     fn broken(&self) -> Broken {
         Broken {
-            coordinators: usize::from(self.behind.is_some()),
+            coordinators: self.behind.as_ref().map_or(0, |behind| behind.hit.len()),
             nodes: self.gone_nodes().len(),
             is_thin: self.thin.is_some(),
             is_alone: self.is_alone,
@@ -185,7 +186,6 @@ impl<'a> Injector<'a> {
         if self.behind.is_some() && self.under_way.iter().all(|one| !one.hits_coordinators()) {
             let lacking = self.ground.silent();
             settle(self.shared, &mut self.behind, lacking, "coordinators follow");
-            self.is_alone = self.behind.is_some() && self.is_alone;
         }
         if self.thin.is_some() {
             let gone = self.gone_nodes();
@@ -199,6 +199,7 @@ impl<'a> Injector<'a> {
                 self.runtime.block_on(self.load.check_promises());
             }
         }
+        self.is_alone = self.broken().ends_alone().is_alone;
         Ok(())
     }
 
@@ -279,8 +280,10 @@ impl<'a> Injector<'a> {
         self.ground.renews(self.runtime, self.load, node);
     }
 
+    /// Returns who leads, of those that are there: the others may name one for a while that is gone or stopped.
     pub(super) fn leader(&self) -> Result<String> {
-        self.ground.leader().context("no coordinator says that it leads")
+        let gone = self.gone_coordinators();
+        self.ground.leader_but(&gone).context("no coordinator says that it leads")
     }
 
     /// Picks a node of those that are there.

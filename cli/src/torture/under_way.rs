@@ -20,6 +20,8 @@ pub(super) struct Unhealed {
     /// When a process of it was last killed, stopped or started.
     pub(super) since: Instant,
     pub(super) what: String,
+    /// Who was hit since everything was whole.
+    pub(super) hit: BTreeSet<String>,
 }
 
 /// A fault that has begun.
@@ -55,10 +57,15 @@ pub(super) struct Paused {
 
 impl UnderWay {
     pub(super) fn hits_coordinators(&self) -> bool {
+        self.coordinator().is_some()
+    }
+
+    /// Names the coordinator that is gone or stopped by it.
+    fn coordinator(&self) -> Option<&String> {
         match self {
-            UnderWay::Gone { fault, .. } => fault.spares_nodes(),
-            UnderWay::Leader { .. } => true,
-            UnderWay::Paused(_) | UnderWay::Looks(_) => false,
+            UnderWay::Gone { fault, id, .. } if fault.spares_nodes() => Some(id),
+            UnderWay::Leader { id, .. } => Some(id),
+            _ => None,
         }
     }
 
@@ -124,9 +131,7 @@ impl Injector<'_> {
 
     /// Kills a coordinator that follows.
     fn begin_follower(&mut self, step: Step) -> Result<()> {
-        let leader = self.leader()?;
-        let mut followers = self.ground.coordinators();
-        followers.retain(|id| *id != leader);
+        let followers = followers(self.ground.coordinators(), &self.leader()?, &self.gone_coordinators());
         let id = pick(&followers, step.victim)?.clone();
         self.ground.kill(&id)?;
         self.breaks(step, &id);
@@ -178,17 +183,27 @@ impl Injector<'_> {
 
     /// Notes who is broken by what.
     fn breaks(&mut self, step: Step, id: &str) {
-        let of_coordinators = step.fault.spares_nodes();
-        let unhealed = if of_coordinators { &mut self.behind } else { &mut self.thin };
-        *unhealed = Some(Unhealed { since: Instant::now(), what: format!("{} {id}", step.fault.name()) });
-        self.is_alone = of_coordinators && step.alone;
+        let unhealed = if step.fault.spares_nodes() { &mut self.behind } else { &mut self.thin };
+        let mut hit = unhealed.take().map(|one| one.hit).unwrap_or_default();
+        hit.insert(id.to_owned());
+        let what = format!("{} {id}", step.fault.name());
+        *unhealed = Some(Unhealed { since: Instant::now(), what, hit });
     }
 
     /// A process is there again: from now on everything is to become whole with it, where it was without it, too.
     fn returns(&mut self, fault: Fault, id: &str) {
         let unhealed = if fault.spares_nodes() { &mut self.behind } else { &mut self.thin };
-        let what = unhealed.take().map_or_else(|| format!("{} {id}", fault.name()), |one| one.what);
-        *unhealed = Some(Unhealed { since: Instant::now(), what });
+        // What was given up as never whole, and what was whole without it, has nothing more to say.
+        let (what, mut hit) = unhealed
+            .take()
+            .map_or_else(|| (format!("{} {id}", fault.name()), BTreeSet::new()), |one| (one.what, one.hit));
+        hit.insert(id.to_owned());
+        *unhealed = Some(Unhealed { since: Instant::now(), what, hit });
+    }
+
+    /// Names the coordinators that are gone or stopped.
+    pub(super) fn gone_coordinators(&self) -> BTreeSet<String> {
+        self.under_way.iter().filter_map(UnderWay::coordinator).cloned().collect()
     }
 
     /// Names the nodes that are gone or stopped.
@@ -289,6 +304,12 @@ impl Injector<'_> {
     }
 }
 
+/// Returns who follows, of all coordinators: those that are there and do not lead.
+fn followers(mut all: Vec<String>, leader: &str, gone: &BTreeSet<String>) -> Vec<String> {
+    all.retain(|id| id != leader && !gone.contains(id));
+    all
+}
+
 /// Returns for how long a step's process is gone.
 fn gone(step: Step) -> Duration {
     Duration::from_millis(GONE_MS * step.per_mille / 1000)
@@ -329,6 +350,17 @@ mod tests {
         let gone = |fault| UnderWay::Gone { fault, id: "a".to_owned(), begun: now, until: now };
         let (follower, node) = (gone(Fault::KillFollower), gone(Fault::KillNode));
         assert!(follower.hits_coordinators() && follower.node().is_none());
+        let change = Change::Came(None, now);
+        let leader =
+            UnderWay::Leader { fault: Fault::PauseLeader, id: "a".to_owned(), change, rest: Duration::ZERO };
+        assert!(leader.hits_coordinators() && leader.node().is_none());
         assert!(!node.hits_coordinators() && node.node().is_some());
+    }
+
+    #[test]
+    fn who_is_gone_already_is_no_follower_to_be_killed() {
+        let all = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect::<Vec<_>>();
+        let gone = BTreeSet::from(["b".to_owned()]);
+        assert_eq!(followers(all(&["a", "b", "c", "d", "e"]), "d", &gone), all(&["a", "c", "e"]));
     }
 }

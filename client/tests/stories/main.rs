@@ -7,6 +7,7 @@ mod deadlines;
 mod explains;
 mod failover;
 mod fakes;
+mod guests;
 mod hostile;
 mod maps;
 mod matches;

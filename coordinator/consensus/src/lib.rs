@@ -20,6 +20,7 @@ mod reads;
 mod recovery;
 mod snapshots;
 mod standing;
+mod timeouts;
 mod transfer;
 mod types;
 

@@ -116,8 +116,21 @@ impl Pager {
     /// # Errors
     /// When the driver refuses.
     pub fn new(gpu: &Arc<Gpu>, plan: PagePlan) -> Result<Pager, CudaError> {
+        Pager::with_kernels_for(gpu, plan, gpu.info().capability)
+    }
+
+    /// Makes one with the kernels for GPUs of this capability, so that those for older ones are tried on a newer one.
+    ///
+    /// # Errors
+    /// When the driver refuses, as it does where the GPU is older.
+    #[doc(hidden)]
+    pub fn with_kernels_for(
+        gpu: &Arc<Gpu>,
+        plan: PagePlan,
+        capability: (u32, u32),
+    ) -> Result<Pager, CudaError> {
         let find = |way| {
-            let (file, name) = kernel(way, &plan, gpu.info().capability);
+            let (file, name) = kernel(way, &plan, capability);
             gpu.kernels.find(gpu, file, &name)
         };
         let kernels = [find(Way::Gather)?, find(Way::Scatter)?];

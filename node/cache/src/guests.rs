@@ -12,6 +12,10 @@ use std::time::Duration;
 
 /// Blocks that are being fetched at a time; those beyond it are misses.
 const MAX_COMING: usize = 16_384;
+/// Those who wait for one block, and those who wait for any: those beyond them are told that it is a miss. One who has gone counts until the
+/// block has come.
+const MAX_WAITING_FOR_ONE: usize = 256;
+const MAX_WAITING: usize = 65_536;
 /// Keys that are remembered not to have come.
 const MAX_LACKED: usize = 16_384;
 /// A key that did not come is not looked for again for so long: its askers turn to the replicas themselves.
@@ -57,6 +61,8 @@ struct Kept<B> {
 struct Coming<W> {
     slot: Slot,
     waiting: Vec<W>,
+    /// It was asked for in another cluster, whose ids may be the same: nobody here may see it.
+    is_over: bool,
 }
 
 /// The guests of one node: blocks `B`, waited for by `W`.
@@ -70,13 +76,15 @@ pub struct Guests<B, W> {
     again: BTreeMap<u64, GuestKey>,
     turns: u64,
     coming: HashMap<GuestKey, Coming<W>>,
+    /// How many wait, for all that are coming.
+    waiting: usize,
     /// Those that did not come, and until when that counts; in the order in which that ends.
     lacked: HashMap<GuestKey, Moment>,
     lacked_order: VecDeque<(Moment, GuestKey)>,
     /// Of the map that was taken over last: the tenants' eras, and which slots are this node's own.
     eras: BTreeMap<TenantId, Era>,
     own: Vec<bool>,
-    adopted: Option<(ClusterId, MemberId)>,
+    cluster: Option<ClusterId>,
 }
 
 impl<B: Clone, W> Guests<B, W> {
@@ -91,28 +99,39 @@ impl<B: Clone, W> Guests<B, W> {
             again: BTreeMap::new(),
             turns: 0,
             coming: HashMap::new(),
+            waiting: 0,
             lacked: HashMap::new(),
             lacked_order: VecDeque::new(),
             eras: BTreeMap::new(),
             own: Vec::new(),
-            adopted: None,
+            cluster: None,
         }
     }
 
     /// Takes over a map in which this node is `member`. Guests of ended eras end, and those of slots that it is a replica of from now on:
-    /// these its devices answer for.
-    pub fn adopt(&mut self, map: &ClusterMap, member: MemberId) {
-        let is_same = self.adopted.replace((map.cluster, member)).is_none_or(|known| known.0 == map.cluster);
+    /// these its devices answer for. Returns those that have ended: they are for the caller to drop, as overwriting them may take long. Who waits
+    /// for a block of another cluster is told nothing but that nobody tells them.
+    #[must_use]
+    pub fn adopt(&mut self, map: &ClusterMap, member: MemberId) -> Vec<B> {
+        let is_same = self.cluster.replace(map.cluster).is_none_or(|known| known == map.cluster);
         self.eras = map.tenants.iter().map(|(id, tenant)| (*id, tenant.era)).collect();
         let is_own = |slot| map.replicas(Slot(slot)).0.iter().any(|device| device.member == member);
         self.own = (0..SLOTS).map(is_own).collect();
         let over =
             |(key, kept): (&GuestKey, &Kept<B>)| (!is_same || !self.may_stay(key, kept.slot)).then_some(*key);
         let over: Vec<GuestKey> = self.kept.iter().filter_map(over).collect();
-        over.iter().for_each(|key| drop(self.take(key)));
+        let over = over.iter().filter_map(|key| self.take(key)).map(|(block, _)| block).collect();
+        if !is_same {
+            for coming in self.coming.values_mut() {
+                coming.is_over = true;
+                coming.waiting.clear();
+            }
+            self.waiting = 0;
+        }
         // Another map may have it elsewhere.
         self.lacked.clear();
         self.lacked_order.clear();
+        over
     }
 
     /// Says whether a guest may be here by the map at hand.
@@ -129,31 +148,33 @@ impl<B: Clone, W> Guests<B, W> {
             self.use_again(&key);
             return Visit::Here(block);
         }
-        if self.coming.contains_key(&key) {
-            return Visit::Coming;
+        if let Some(coming) = self.coming.get(&key) {
+            return if coming.is_over { Visit::Miss } else { Visit::Coming };
         }
         if self.is_lacked(now, &key) || self.coming.len() >= MAX_COMING {
             return Visit::Miss;
         }
-        self.coming.insert(key, Coming { slot, waiting: Vec::new() });
+        self.coming.insert(key, Coming { slot, waiting: Vec::new(), is_over: false });
         Visit::Fetch
     }
 
-    /// Has somebody wait for a block that is being fetched; gives it back where none is.
+    /// Has somebody wait for a block that is being fetched; gives it back where none is, or too many wait.
     pub fn wait(&mut self, key: &GuestKey, who: W) -> Option<W> {
-        match self.coming.get_mut(key) {
-            Some(coming) => {
+        match self.coming.get_mut(key).filter(|coming| !coming.is_over) {
+            Some(coming) if coming.waiting.len() < MAX_WAITING_FOR_ONE && self.waiting < MAX_WAITING => {
                 coming.waiting.push(who);
+                self.waiting += 1;
                 None
             }
-            None => Some(who),
+            _ => Some(who),
         }
     }
 
     /// A block that was to be fetched is here. It is kept if it may be seen by the map at hand; returns who waits for it.
     pub fn came(&mut self, key: &GuestKey, block: B, bytes: u64) -> Vec<W> {
-        let Some(Coming { slot, waiting }) = self.coming.remove(key) else { return Vec::new() };
-        if self.may_stay(key, slot) {
+        let Some(Coming { slot, waiting, is_over }) = self.coming.remove(key) else { return Vec::new() };
+        self.waiting -= waiting.len();
+        if !is_over && self.may_stay(key, slot) {
             self.keep(*key, Kept { block, bytes, slot, turn: 0, is_again: waiting.len() > 1 });
         }
         waiting
@@ -162,6 +183,10 @@ impl<B: Clone, W> Guests<B, W> {
     /// A block that was to be fetched did not come; returns who waits for it.
     pub fn lacked(&mut self, now: Moment, key: &GuestKey) -> Vec<W> {
         let Some(coming) = self.coming.remove(key) else { return Vec::new() };
+        self.waiting -= coming.waiting.len();
+        if coming.is_over {
+            return coming.waiting;
+        }
         if self.lacked_order.len() >= MAX_LACKED
             && let Some((_, oldest)) = self.lacked_order.pop_front()
         {

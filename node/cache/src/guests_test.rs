@@ -27,6 +27,13 @@ fn key(number: u8, era: u64) -> GuestKey {
     GuestKey { tenant: TENANT, era, key, accept: Accept::Stored }
 }
 
+/// Another key for each of many numbers.
+fn many(number: u64) -> GuestKey {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&number.to_le_bytes());
+    GuestKey { key: BlockKey::from_bytes(bytes), ..key(0, 1) }
+}
+
 fn at(ms: u64) -> Moment {
     Moment::from_millis(ms)
 }
@@ -36,7 +43,7 @@ type Few = Guests<u8, char>;
 
 fn within(limit: u64) -> Few {
     let mut guests = Guests::within(limit);
-    guests.adopt(&map(1), OURS);
+    assert_eq!(guests.adopt(&map(1), OURS), []);
     guests
 }
 
@@ -78,11 +85,6 @@ fn what_did_not_come_is_a_miss_for_a_moment_and_looked_for_again_after_it() {
 #[test]
 fn keys_that_are_nowhere_are_remembered_and_looked_for_up_to_a_bound() {
     let mut guests: Few = within(100);
-    let many = |number: u64| {
-        let mut bytes = [0; 32];
-        bytes[..8].copy_from_slice(&number.to_le_bytes());
-        GuestKey { key: BlockKey::from_bytes(bytes), ..key(0, 1) }
-    };
     let all = MAX_COMING.max(MAX_LACKED) as u64 + 10;
     let visits: Vec<Visit<u8>> = (0..all).map(|number| guests.ask(at(0), many(number), SLOT)).collect();
     assert_eq!(visits.iter().filter(|visit| **visit == Visit::Fetch).count(), MAX_COMING);
@@ -101,7 +103,7 @@ fn the_end_of_an_era_ends_its_guests_and_those_on_their_way() {
     visit(&mut guests, 1);
     assert_eq!(ask(&mut guests, 2), Visit::Fetch);
     guests.wait(&key(2, 1), 'a');
-    guests.adopt(&map(2), OURS);
+    assert_eq!(guests.adopt(&map(2), OURS), [1], "whoever holds the lock overwrites nothing");
     assert_eq!(guests.kept(), (0, 0));
     assert_eq!(ask(&mut guests, 1), Visit::Miss, "who asks goes by an older map");
     assert_eq!(guests.came(&key(2, 1), 2, 1), ['a'], "whoever waits checks the era itself");
@@ -115,7 +117,7 @@ fn a_deleted_tenant_has_no_guests() {
     visit(&mut guests, 1);
     let mut without = map(1);
     without.tenants.clear();
-    guests.adopt(&without, OURS);
+    assert_eq!(guests.adopt(&without, OURS), [1]);
     assert_eq!((guests.kept(), ask(&mut guests, 1)), ((0, 0), Visit::Miss));
 }
 
@@ -123,8 +125,46 @@ fn a_deleted_tenant_has_no_guests() {
 fn another_cluster_begins_with_no_guests() {
     let mut guests = within(100);
     visit(&mut guests, 1);
-    guests.adopt(&ClusterMap { cluster: ClusterId(2), ..map(1) }, OURS);
+    assert_eq!(guests.adopt(&ClusterMap { cluster: ClusterId(2), ..map(1) }, OURS), [1]);
     assert_eq!((guests.kept(), ask(&mut guests, 1)), ((0, 0), Visit::Fetch));
+}
+
+#[test]
+fn what_is_on_its_way_from_another_cluster_is_nobody_s() {
+    let mut guests = within(100);
+    for number in [1, 2] {
+        assert_eq!(ask(&mut guests, number), Visit::Fetch);
+        guests.wait(&key(number, 1), 'a');
+    }
+    // All ids are the same there.
+    assert_eq!(guests.adopt(&ClusterMap { cluster: ClusterId(2), ..map(1) }, OURS), []);
+    assert_eq!(ask(&mut guests, 1), Visit::Miss, "what is coming is not that block");
+    assert_eq!(guests.wait(&key(1, 1), 'b'), Some('b'));
+    assert_eq!(guests.came(&key(1, 1), 1, 1), []);
+    assert_eq!(guests.lacked(at(0), &key(2, 1)), []);
+    assert_eq!(guests.kept(), (0, 0));
+    for number in [1, 2] {
+        assert_eq!(ask(&mut guests, number), Visit::Fetch);
+    }
+}
+
+#[test]
+fn no_more_wait_than_there_is_place_for() {
+    let mut guests = within(100);
+    let ones = (MAX_WAITING / MAX_WAITING_FOR_ONE) as u64;
+    let visitors = |guests: &mut Few, number: u64| {
+        assert_eq!(guests.ask(at(0), many(number), SLOT), Visit::Fetch);
+        (0..=MAX_WAITING_FOR_ONE).filter(|_| guests.wait(&many(number), 'a').is_none()).count()
+    };
+    for number in 0..ones {
+        assert_eq!(visitors(&mut guests, number), MAX_WAITING_FOR_ONE);
+    }
+    assert_eq!(visitors(&mut guests, ones), 0, "as many wait as may");
+    assert_eq!(guests.came(&many(0), 0, 1).len(), MAX_WAITING_FOR_ONE);
+    assert_eq!(guests.lacked(at(0), &many(1)).len(), MAX_WAITING_FOR_ONE);
+    for number in [ones + 1, ones + 2] {
+        assert_eq!(visitors(&mut guests, number), MAX_WAITING_FOR_ONE, "those who were told make place");
+    }
 }
 
 #[test]
@@ -135,7 +175,7 @@ fn a_node_that_becomes_a_replica_of_a_slot_keeps_no_guests_of_it() {
     guests.came(&key(2, 1), 2, 1);
     let mut ours = map(1);
     Arc::make_mut(&mut ours.slots)[usize::from(SLOT.0)] = ReplicaSet(vec![device(2), device(1)]);
-    guests.adopt(&ours, OURS);
+    assert_eq!(guests.adopt(&ours, OURS), [1]);
     assert_eq!(ask(&mut guests, 1), Visit::Miss);
     assert_eq!(guests.ask(at(0), key(2, 1), Slot(8)), Visit::Here(2));
     assert_eq!(guests.ask(at(0), key(3, 1), Slot(u16::MAX)), Visit::Miss, "there is no such slot");
@@ -228,7 +268,9 @@ proptest! {
                     if is_ours {
                         fresh.slots = Arc::new(vec![ReplicaSet(vec![device(1)]); usize::from(SLOTS)]);
                     }
-                    guests.adopt(&fresh, OURS);
+                    let before = guests.kept.len();
+                    let over = guests.adopt(&fresh, OURS);
+                    prop_assert_eq!(over.len() + guests.kept.len(), before, "each is kept or given back");
                     (era, ours) = (of, is_ours);
                 }
             }
@@ -240,6 +282,7 @@ proptest! {
             prop_assert!(guests.kept.keys().all(|key| key.era == Era(era)));
             prop_assert!(!ours || guests.kept.is_empty());
             prop_assert_eq!(guests.coming.values().map(|one| one.waiting.len()).sum::<usize>(), waiting);
+            prop_assert_eq!(guests.waiting, waiting);
             prop_assert_eq!(guests.lacked.len(), guests.lacked_order.len());
         }
     }

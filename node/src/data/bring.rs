@@ -14,15 +14,31 @@ use tokio::time::{Instant, timeout_at};
 /// A fetch waits this long for room among the blocks being read.
 pub(super) const ROOM_LIMIT: Duration = Duration::from_secs(1);
 
+/// What was lent, at hand.
+#[derive(Default)]
+pub(super) struct Brought {
+    /// In the order in which it was lent.
+    pub(super) blocks: Vec<Option<Result<ReadGuard, Unread>>>,
+    /// Something was not read because there was no time to wait for a turn or for room.
+    pub(super) was_late: bool,
+}
+
+impl Brought {
+    /// Says whether nothing came, and something might have if there had been more time.
+    pub(super) fn is_late(&self) -> bool {
+        self.was_late && !self.blocks.iter().any(|one| matches!(one, Some(Ok(_))))
+    }
+}
+
 impl DataPlane {
-    /// Has what was lent at hand, in its order, when it is the turn of the tenant that it is for.
+    /// Has what was lent at hand, when it is the turn of the tenant that it is for.
     pub(super) async fn bring(
         &self,
         span: &Span,
         device: DeviceId,
         (tenant, until): (TenantId, Instant),
         lent: Vec<Option<Lent>>,
-    ) -> Vec<Option<Result<ReadGuard, Unread>>> {
+    ) -> Brought {
         let mut here = Vec::with_capacity(lent.len());
         let mut wanted: Vec<(usize, FarGuard)> = Vec::new();
         for (at, one) in lent.into_iter().enumerate() {
@@ -41,7 +57,7 @@ impl DataPlane {
             });
         }
         if wanted.is_empty() {
-            return here;
+            return Brought { blocks: here, was_late: false };
         }
         let is_disk = wanted.iter().any(|(_, far)| far.is_on_disk());
         let (part, tier) = if is_disk { ("read disk", "disk") } else { ("read gpu", "device") };
@@ -55,17 +71,22 @@ impl DataPlane {
         let of_device = wanted[..fits].iter().map(|(_, far)| own(far)).sum();
         let of_all = wanted[..fits].iter().map(|(_, far)| self.permits(far.bytes())).sum();
         wanted.drain(fits..).for_each(|(_, far)| far.give_up());
-        let until = until.min(Instant::now() + ROOM_LIMIT);
         let bytes = wanted.iter().map(|(_, far)| far.bytes()).sum();
-        let Ok(_turn) = self.device_turn(device, tenant, bytes, until).await else {
+        let turn_until = until.min(Instant::now() + ROOM_LIMIT);
+        let Some(_turn) = self.device_turn(device, tenant, bytes, turn_until).await else {
             reading.fail("it would be late");
-            wanted.into_iter().for_each(|(_, far)| far.starve());
-            return here;
+            wanted.into_iter().for_each(|(_, far)| far.give_up());
+            return Brought { blocks: here, was_late: true };
         };
-        let Ok(Some(mut room)) = timeout_at(until, self.room(device, of_device, of_all)).await else {
+        let limit = Instant::now() + ROOM_LIMIT;
+        let Ok(Some(mut room)) = timeout_at(until.min(limit), self.room(device, of_device, of_all)).await
+        else {
             reading.fail("no room among the blocks being read");
-            wanted.into_iter().for_each(|(_, far)| far.starve());
-            return here;
+            // Only what was waited for so long says something of the disk: others may have next to no time.
+            let was_late = until < limit;
+            let give_up = if was_late { FarGuard::give_up } else { FarGuard::starve };
+            wanted.into_iter().for_each(|(_, far)| give_up(far));
+            return Brought { blocks: here, was_late };
         };
         let reads = wanted.into_iter().map(|(at, far)| {
             let of_device = room.of_device.split(self.device_permits(far.bytes()) as usize);
@@ -84,7 +105,7 @@ impl DataPlane {
         }
         reading.note("kvhive.read", came);
         reading.note("kvhive.bytes", bytes);
-        here
+        Brought { blocks: here, was_late: false }
     }
 
     /// Waits for room among what is read from a device's disk and GPU, then among what is read from all.

@@ -214,7 +214,9 @@ async fn answer(
             let found = match request {
                 DataRequest::Guest(request) => plane.visit(span, (peer.role, until), *request).await,
                 DataRequest::Fetch(request) => {
-                    let start = looks.as_ref().map(|(start, _)| *start);
+                    // Who holds as many answers as may be is sent what it asks for, in its turn.
+                    let looks = looks.as_ref().filter(|(_, grants)| grants.next().is_some());
+                    let start = looks.map(|(start, _)| *start);
                     plane.fetch(span, (peer.role, until), request, start).await
                 }
                 _ => Err(WireError::malformed(format_args!("no request for blocks"))),

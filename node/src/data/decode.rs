@@ -49,7 +49,7 @@ impl Held {
 
     /// Says whether one who sees this node's memory is told where it is, rather than sent it.
     pub(super) fn is_worth_a_look(&self) -> bool {
-        self.header().payload_bytes >= LEAST_SHARED_BYTES && self.shared_place().is_some()
+        matches!(self, Held::Frame(guard) if is_worth_a_look(guard))
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
@@ -59,6 +59,11 @@ impl Held {
             Held::Guest(guest) => &guest.bytes,
         }
     }
+}
+
+/// Says whether one who sees this node's memory is told where a block is, if it wants it as it is.
+pub(super) fn is_worth_a_look(guard: &ReadGuard) -> bool {
+    guard.header().payload_bytes >= LEAST_SHARED_BYTES && guard.shared_place().is_some()
 }
 
 /// Why a block was not decoded.

@@ -5,7 +5,7 @@
 //! one that asks for little waits for a turn of the others and not for all that they ask. Who could not be served in time is told at once, by
 //! how many bytes are ahead and how fast places are given back; and while some of a tenant go without, none of it wait long ([`Strain`]).
 //!
-//! A place that is held for too long is one no more: its peer is slow, and the others need not wait for that.
+//! A place that is held for too long is one no more: its peer is slow, and the others need not wait for that. What it brings counts all the same.
 
 use kvhive_client::{Mean, Strain};
 use kvhive_protocol::TenantId;
@@ -13,9 +13,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 /// So long a place is held by whoever takes or gives nothing.
-const LEAST_HOLD: Duration = Duration::from_millis(10);
+pub(crate) const LEAST_HOLD: Duration = Duration::from_millis(10);
 /// Whoever takes or gives fewer bytes a second than this holds none.
 const LEAST_RATE: f64 = 256.0 * 1024.0 * 1024.0;
+/// A request counts as so many bytes at least: one that finds nothing takes a place, too.
+const LEAST_BYTES: u64 = 16 * 1024;
 /// How many tenants may be remembered before those are forgotten that are owed nothing.
 const FIRST_SWEEP: usize = 64;
 
@@ -54,6 +56,8 @@ pub(crate) struct Fair<W> {
     order: BTreeSet<(u128, TenantId)>,
     /// Those that hold a place, longest first.
     held: Vec<Held>,
+    /// Those whose place is one no more and who have not given it back yet.
+    lapsed: BTreeMap<Ticket, Held>,
     waiting: usize,
     waiting_bytes: u64,
     /// What the tenant was given that was let go last, when it was.
@@ -80,6 +84,7 @@ struct Tenant<W> {
 struct Waiting<W> {
     ticket: Ticket,
     bytes: u64,
+    is_guess: bool,
     left: Duration,
     who: W,
 }
@@ -88,6 +93,8 @@ struct Held {
     ticket: Ticket,
     tenant: TenantId,
     bytes: u64,
+    /// What it comes to has not been said yet.
+    is_guess: bool,
     since: Duration,
 }
 
@@ -121,6 +128,7 @@ impl<W> Fair<W> {
             tenants: BTreeMap::new(),
             order: BTreeSet::new(),
             held: Vec::new(),
+            lapsed: BTreeMap::new(),
             waiting: 0,
             waiting_bytes: 0,
             clock: 0,
@@ -152,16 +160,18 @@ impl<W> Fair<W> {
         }
         let clock = self.clock;
         let tenant = self.tenants.entry(wanted.tenant).or_insert_with(|| Tenant::new(clock));
-        let bytes = wanted.bytes.unwrap_or(tenant.usual.value() as u64);
+        let (comes_to, is_guess) =
+            (wanted.bytes.unwrap_or(tenant.usual.value() as u64), wanted.bytes.is_none());
+        let bytes = comes_to.max(LEAST_BYTES);
         let ticket = Ticket(self.next);
         self.next += 1;
         if self.waiting == 0 && self.held.len() < self.places {
             let begins = tenant.given.max(clock);
-            self.give(now, wanted.tenant, (begins, bytes), ticket);
+            self.give(begins, Held { ticket, tenant: wanted.tenant, bytes, is_guess, since: now });
             return Entered::Goes(ticket);
         }
         let (expected, turn) = self.expected(wanted.tenant, wanted.is_part);
-        let own = self.takes.value() * self.of_usual(bytes);
+        let own = self.takes.value() * self.of_usual(comes_to);
         let left = wanted.left.as_secs_f64();
         let Some(tenant) = self.tenants.get_mut(&wanted.tenant) else { return Entered::Late };
         // A part of what has been let in is not turned away to keep a queue short.
@@ -172,7 +182,7 @@ impl<W> Fair<W> {
             return Entered::Late;
         }
         tenant.strain.waits(left);
-        let waiting = Waiting { ticket, bytes, left: wanted.left, who: who() };
+        let waiting = Waiting { ticket, bytes, is_guess, left: wanted.left, who: who() };
         if tenant.waiting() == 0 {
             tenant.given = tenant.given.max(clock);
             self.order.insert((tenant.given, wanted.tenant));
@@ -188,14 +198,25 @@ impl<W> Fair<W> {
         Entered::Waits(ticket, Duration::from_secs_f64(allowed))
     }
 
-    /// Notes what the request with a place comes to.
+    /// Notes what the request comes to that has a place, or had one for too long.
     pub(crate) fn measured(&mut self, ticket: Ticket, bytes: u64) {
-        let Some(held) = self.held.iter_mut().find(|held| held.ticket == ticket) else { return };
-        let before = std::mem::replace(&mut held.bytes, bytes);
+        let held = self.held.iter_mut().find(|held| held.ticket == ticket);
+        let Some(held) = held.or_else(|| self.lapsed.get_mut(&ticket)) else { return };
+        let counts = bytes.max(LEAST_BYTES);
+        let before = std::mem::replace(&mut held.bytes, counts);
+        held.is_guess = false;
         let id = held.tenant;
-        let Some(tenant) = self.tenants.get_mut(&id) else { return };
-        tenant.usual.add(bytes as f64);
-        let given = (tenant.given + u128::from(bytes)).saturating_sub(u128::from(before));
+        self.recharge(id, before, counts);
+        if let Some(tenant) = self.tenants.get_mut(&id) {
+            tenant.usual.add(bytes as f64);
+        }
+    }
+
+    /// Has a tenant's request count for so much instead of what it counted for before.
+    fn recharge(&mut self, id: TenantId, before: u64, counts: u64) {
+        let clock = self.clock;
+        let tenant = self.tenants.entry(id).or_insert_with(|| Tenant::new(clock));
+        let given = (tenant.given + u128::from(counts)).saturating_sub(u128::from(before));
         let was = std::mem::replace(&mut tenant.given, given);
         self.most = self.most.max(given);
         if self.order.remove(&(was, id)) {
@@ -205,9 +226,13 @@ impl<W> Fair<W> {
 
     /// Gives a place back, or waits no more; `was_late` where its time was up. Whoever may go now is in what [`Fair::next`] returns.
     pub(crate) fn leave(&mut self, now: Duration, id: TenantId, ticket: Ticket, was_late: bool) {
-        if let Some(at) = self.held.iter().position(|held| held.ticket == ticket) {
-            let held = self.held.remove(at);
-            if self.waiting > 0 {
+        let at = self.held.iter().position(|held| held.ticket == ticket);
+        let has_place = at.is_some();
+        if let Some(held) = at.map(|at| self.held.remove(at)).or_else(|| self.lapsed.remove(&ticket)) {
+            if held.is_guess {
+                // Nothing went: it is taken back, and says nothing of what others bring and how long they take.
+                self.recharge(held.tenant, held.bytes, LEAST_BYTES);
+            } else if has_place && self.waiting > 0 {
                 self.takes.add(now.saturating_sub(held.since).as_secs_f64());
                 self.brings.add(held.bytes as f64);
             }
@@ -250,8 +275,9 @@ impl<W> Fair<W> {
         } else {
             self.order.insert((given + u128::from(one.bytes), id));
         }
-        self.give(now, id, (given, one.bytes), one.ticket);
-        Some(one.who)
+        let Waiting { ticket, bytes, is_guess, who, .. } = one;
+        self.give(given, Held { ticket, tenant: id, bytes, is_guess, since: now });
+        Some(who)
     }
 
     /// Returns when the first place is one no more.
@@ -260,21 +286,22 @@ impl<W> Fair<W> {
     }
 
     /// Gives a place to one whose tenant was given so much before.
-    fn give(&mut self, now: Duration, id: TenantId, (given, bytes): (u128, u64), ticket: Ticket) {
+    fn give(&mut self, given: u128, held: Held) {
         self.clock = self.clock.max(given);
-        if let Some(tenant) = self.tenants.get_mut(&id) {
-            tenant.given = given + u128::from(bytes);
+        if let Some(tenant) = self.tenants.get_mut(&held.tenant) {
+            tenant.given = given + u128::from(held.bytes);
             self.most = self.most.max(tenant.given);
         }
-        self.held.push(Held { ticket, tenant: id, bytes, since: now });
+        self.held.push(held);
     }
 
-    /// Takes places from those that have held them for too long. What they were given stays given.
+    /// Takes places from those that have held them for too long.
     fn lapse(&mut self, now: Duration) {
         if self.held.len() < self.places {
             return;
         }
-        self.held.retain(|held| held.lapses_at() > now);
+        let over = self.held.extract_if(.., |held| held.lapses_at() <= now);
+        self.lapsed.extend(over.map(|held| (held.ticket, held)));
     }
 
     /// Returns how long one more of a tenant is expected to wait, and how long it takes until the next place is the tenant's, in seconds; 0

@@ -78,6 +78,68 @@ fn what_shows_later_counts_as_if_it_had_been_known() {
     assert!(given[1].abs_diff(given[2]) <= 16 * MIB, "{given:?}");
 }
 
+/// Two tenants that always want more have one place, of which the first keeps each for too long; one's requests come to `first` bytes each, the
+/// other's to a MiB, which shows when they end. Returns how many each had.
+fn shared(first: u64) -> [usize; 2] {
+    let mut fair = Fair::new(1);
+    let unknown = |tenant| Wanted { bytes: None, ..wanted(tenant, 0, LONG) };
+    for tenant in [0, 1] {
+        flood(&mut fair, MS, unknown(tenant), 0..10);
+    }
+    let (mut now, mut had) = (MS, [0; 2]);
+    for _ in 0..1000 {
+        let (id, ticket) = fair.held.first().map(|held| (held.tenant, held.ticket)).expect("one has it");
+        if id == TenantId(0) {
+            now = fair.lapses_at().expect("it is held");
+            assert!(fair.next(now).is_some(), "it is another's");
+        }
+        now += MS;
+        fair.measured(ticket, if id == TenantId(0) { first } else { MIB });
+        fair.leave(now, id, ticket, false);
+        had[id.0 as usize] += 1;
+        enter(&mut fair, now, unknown(id.0));
+        fair.next(now);
+    }
+    assert!(fair.lapsed.is_empty() && fair.held.len() == 1);
+    had
+}
+
+#[test]
+fn what_is_brought_after_its_place_was_one_no_more_counts_too() {
+    let [slow, other] = shared(MIB);
+    assert!(slow.abs_diff(other) <= 4, "{slow} {other}");
+}
+
+#[test]
+fn who_finds_nothing_does_not_go_before_all_others_for_ever() {
+    let [finds_nothing, other] = shared(0);
+    let share = (MIB / LEAST_BYTES) as usize;
+    assert!((share - 4..=share + 4).contains(&(finds_nothing / other)), "{finds_nothing} {other}");
+}
+
+#[test]
+fn a_place_that_is_given_up_before_anything_went_costs_next_to_nothing_and_is_no_measure() {
+    for lapses in [false, true] {
+        let mut fair = Fair::new(2);
+        let unknown = Wanted { bytes: None, ..wanted(1, 0, LONG) };
+        enter(&mut fair, MS, wanted(2, 64 * MIB, LONG));
+        let Entered::Goes(first) = enter(&mut fair, MS, unknown) else { panic!("it is free") };
+        fair.measured(first, 8 * MIB);
+        fair.leave(MS, TenantId(1), first, false);
+        let Entered::Goes(given_up) = enter(&mut fair, MS, unknown) else { panic!("it is free") };
+        let given = |fair: &Fair<u32>| fair.tenants[&TenantId(1)].given;
+        assert_eq!(given(&fair), u128::from(16 * MIB), "it counts as the one before");
+        flood(&mut fair, MS, wanted(3, MIB, LONG), 0..2);
+        if lapses {
+            assert_eq!(fair.next(100 * MS), Some(3));
+        }
+        fair.leave(100 * MS, TenantId(1), given_up, false);
+        assert_eq!(given(&fair), u128::from(8 * MIB + LEAST_BYTES));
+        assert_eq!(fair.tenants[&TenantId(1)].usual.value(), 8.0 * MIB as f64);
+        assert_eq!((fair.takes.value(), fair.brings.value()), (0.0, 0.0));
+    }
+}
+
 #[test]
 fn one_that_comes_now_and_then_waits_for_one_turn_of_a_flood() {
     let mut fair = Fair::new(2);

@@ -3,11 +3,12 @@
 use crate::actors::core::DeviceMessage;
 use crate::data::check;
 use crate::data::counters::{add, count};
-use crate::data::decode::Held;
+use crate::data::decode::{Held, is_worth_a_look};
 use crate::data::grants::Grants;
 use crate::data::plane::DataPlane;
 use crate::data::turns::Turn;
 use crate::guards::{Lent, ReadGuard};
+use kvhive_protocol::block::Codec;
 use kvhive_protocol::data::{Accept, DataReply, FetchRequest, Fetched, MAX_BLOCKS_PER_TRANSFER};
 use kvhive_protocol::frame::{Kind, MAX_PAYLOAD_BYTES};
 use kvhive_protocol::handshake::Role;
@@ -38,7 +39,8 @@ impl Found {
 }
 
 impl DataPlane {
-    /// Finds the blocks of a fetch and holds them, when it is its tenant's turn. One who looks is sent nothing where it sees all.
+    /// Finds the blocks of a fetch and holds them, when it is its tenant's turn. One who looks is sent nothing where it sees all; `looks` names
+    /// what it sees, if anything more can be held for it.
     pub(super) async fn fetch(
         &self,
         span: &mut Span,
@@ -67,7 +69,19 @@ impl DataPlane {
             turn = None;
         }
         let brought = self.bring(span, device, (tenant, until), blocks).await;
-        let blocks: Vec<Option<ReadGuard>> = brought.into_iter().map(|one| one?.ok()).collect();
+        if brought.is_late() {
+            // Not a miss: who asks is not to ask others, who have as much to do.
+            return Err(self.late(tenant));
+        }
+        let blocks: Vec<Option<ReadGuard>> = brought.blocks.into_iter().map(|one| one?.ok()).collect();
+        let is_sent = |guard: &ReadGuard| {
+            let is_decoded = matches!(accept, Accept::Raw(_)) && guard.header().codec != Codec::Raw;
+            is_decoded || !(sees && is_worth_a_look(guard))
+        };
+        if turn.is_none() && blocks.iter().flatten().any(is_sent) {
+            // Before there is room for what is decoded, which others want who have their turn.
+            turn = Some(self.turn(span, tenant, None, until).await?);
+        }
         let (mut blocks, room_taken) = match accept {
             Accept::Stored => (blocks.into_iter().map(|guard| guard.map(Held::Frame)).collect(), None),
             Accept::Raw(layout) => self.decoded(span, blocks, layout).await?,
@@ -83,10 +97,8 @@ impl DataPlane {
         }
         let is_sent = |held: &&Held| !(sees && held.is_worth_a_look());
         let bytes = blocks.iter().flatten().filter(is_sent).map(|held| held.bytes().len() as u64).sum();
-        match &turn {
-            Some(turn) => turn.measured(bytes),
-            None if bytes > 0 => turn = Some(self.turn(span, tenant, Some(bytes), until).await?),
-            None => {}
+        if let Some(turn) = &turn {
+            turn.measured(bytes);
         }
         if let Some(device) = self.device(device) {
             device.work.asked(runs.iter().map(|run| run.slot));

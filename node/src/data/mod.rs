@@ -28,6 +28,8 @@ pub(crate) use content::{Content, OnGpu};
 pub(crate) use counters::{Counters, VERBS, add, count};
 #[cfg(test)]
 pub(crate) use fair::Wanted;
+#[cfg(test)]
+pub(crate) use plane::BRINGING_PLACES;
 pub(crate) use plane::{DataPlane, Limits};
 pub(crate) use replicate::{Asker, Item, Known, Origin, Replicator, Verdict};
 pub(crate) use server::serve;

@@ -28,7 +28,7 @@ const ACTOR_LIMIT: Duration = Duration::from_secs(2);
 const DECODING_SHARES: u64 = 8;
 
 /// Requests that a device's disk and GPU have at a time: as many as a fast disk needs to give all it has. The others wait by tenant.
-const BRINGING_PLACES: usize = 32;
+pub(crate) const BRINGING_PLACES: usize = 32;
 
 /// Who says nothing of it has so much time: as much as clients have unless they are told otherwise.
 pub(super) const UNSAID: Duration = Duration::from_secs(5);
@@ -74,7 +74,7 @@ pub(crate) struct DataPlane {
     /// One permit a KiB of payload.
     pub(super) inflight: Arc<Semaphore>,
     /// One permit a KiB of blocks that are decoded for askers who want them raw: as many as of payload.
-    pub(super) decoding: Arc<Semaphore>,
+    pub(crate) decoding: Arc<Semaphore>,
     /// One permit a KiB of blocks that are brought back from GPUs for other replicas: as many as of payload.
     pub(super) copying: Arc<Semaphore>,
     /// One permit a KiB of blocks that are read from disks and GPUs: as many as of payload.
@@ -120,7 +120,7 @@ impl DataPlane {
             copying: Arc::new(Semaphore::new(inflight_kib as usize)),
             bringing: Arc::new(Semaphore::new(inflight_kib as usize)),
             bringing_of: devices.iter().map(|_| Arc::new(Semaphore::new(device_kib as usize))).collect(),
-            turns: Turns::new(limits.places),
+            turns: Turns::counted(limits.places),
             turns_of: devices.iter().map(|_| Turns::new(BRINGING_PLACES)).collect(),
             inflight_kib,
             device_kib,
@@ -163,22 +163,28 @@ impl DataPlane {
         self.turns.take(wanted).await.ok_or(WireError::Deadline)
     }
 
-    /// Waits until it is a tenant's turn to have a device's disk or GPU bring so many bytes.
-    pub(super) async fn device_turn(
+    /// Says that a tenant's request was late, and counts that.
+    pub(super) fn late(&self, tenant: TenantId) -> WireError {
+        self.turns.count_late(tenant);
+        WireError::Deadline
+    }
+
+    /// Waits until it is a tenant's turn to have a device's disk or GPU bring so many bytes; none where that would be late.
+    pub(crate) async fn device_turn(
         &self,
         device: DeviceId,
         tenant: TenantId,
         bytes: u64,
         until: Instant,
-    ) -> Result<Turn, WireError> {
-        let turns = self.turns_of.get(usize::from(device.index)).ok_or(WireError::WrongDevice { device })?;
+    ) -> Option<Turn> {
+        let turns = self.turns_of.get(usize::from(device.index))?;
         let wanted = Wanted {
             tenant,
             bytes: Some(bytes),
             left: until.saturating_duration_since(Instant::now()),
             is_part: false,
         };
-        turns.take(wanted).await.ok_or(WireError::Deadline)
+        turns.take(wanted).await
     }
 
     /// Returns how many requests wait for their turn.

@@ -52,7 +52,8 @@ impl DataPlane {
         // Frames in the host's memory are encoded by way of as much of it as their blocks have raw.
         let raw = check::layout_bytes(&layout)?;
         let most = bytes.max(raw.saturating_mul(at.len() as u64));
-        let turn = self.device_turn(device, task.tenant(), most, until).await?;
+        let turn = self.device_turn(device, task.tenant(), most, until).await;
+        let turn = turn.ok_or_else(|| self.late(task.tenant()))?;
         let room = self.inflight.clone().acquire_many_owned(self.permits(most));
         let Ok(Ok(room)) = timeout(INFLIGHT_WAIT, room).await else {
             return Err(WireError::busy("as many payload bytes as allowed are under way"));
@@ -161,7 +162,7 @@ impl DataPlane {
         let (device, tenant, keys, runs) = (fetch.device, fetch.tenant, fetch.keys, fetch.runs);
         let staged = self.staged(device, &stage, &at, keys.len(), &layout)?;
         let mut blocks = self.ask(span, device, |reply| DeviceMessage::Read { tenant, keys, reply }).await?;
-        let mut putting = Putting::new(staged, layout);
+        let (mut putting, mut is_any_near) = (Putting::new(staged, layout), false);
         for ((number, place), at) in blocks.iter_mut().enumerate().zip(&at) {
             match place.take_if(|lent| !self.fits(lent.header(), &layout)) {
                 Some(Lent::Far(far)) => far.give_up(),
@@ -174,24 +175,30 @@ impl DataPlane {
             };
             if let Some(Lent::Far(far)) = place.take_if(is_near) {
                 putting.add_far(number, far, *at);
+                is_any_near = true;
             }
         }
         let brought = self.bring(span, device, (tenant, until), blocks).await;
+        if brought.is_late() && !is_any_near {
+            return Err(self.late(tenant));
+        }
         let mut decoded: u64 = 0;
-        for ((number, one), at) in brought.into_iter().enumerate().zip(&at) {
+        for ((number, one), at) in brought.blocks.into_iter().enumerate().zip(&at) {
             if let Some(Ok(guard)) = one {
                 decoded += u64::from(guard.header().codec != Codec::Raw);
                 putting.add_near(number, guard, *at);
             }
         }
         let raw = check::layout_bytes(&layout)?;
+        let wanted = raw.saturating_mul(at.len() as u64);
+        // Before there is room for what is decoded, which others want who have their turn.
+        let turn = self.device_turn(device, tenant, wanted, until).await;
+        let _turn = turn.ok_or_else(|| self.late(tenant))?;
         let permits = self.permits(raw.saturating_mul(decoded));
         let permit = timeout(DECODING_WAIT, self.decoding.clone().acquire_many_owned(permits)).await;
         let Ok(Ok(permit)) = permit else {
             return Err(WireError::busy("as many blocks as allowed are being decoded"));
         };
-        let wanted = raw.saturating_mul(at.len() as u64);
-        let _turn = self.device_turn(device, tenant, wanted, until).await?;
         let (mut scattering, limit) = (span.part("scatter"), putting.limit());
         let put = move || {
             let put = putting.run();

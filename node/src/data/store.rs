@@ -437,7 +437,7 @@ impl DataPlane {
         let mut items = Vec::with_capacity(lacked.len());
         let whose = (*tenant, Instant::now() + UNSAID);
         let brought = self.bring(span, *device, whose, lent).await;
-        for ((at, lacking), brought) in lacked.into_iter().zip(brought) {
+        for ((at, lacking), brought) in lacked.into_iter().zip(brought.blocks) {
             match brought {
                 Some(Ok(guard)) => items.push(task.item(at, Content::Here(Arc::new(guard)), lacking)),
                 Some(Err(Unread::Lost)) => sure.lost.push(at),

@@ -1,10 +1,11 @@
 //! The thin hand around [`Fair`]: requests that wait until they are told to go, and places that come back by themselves.
 
-use crate::data::fair::{Entered, Fair, Ticket, Wanted};
+use crate::data::fair::{Entered, Fair, LEAST_HOLD, Ticket, Wanted};
 use kvhive_protocol::TenantId;
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, sleep_until};
 
 /// What came of one tenant's requests.
@@ -21,12 +22,23 @@ pub(crate) struct Figures {
 /// Turns of one thing that several tenants want.
 pub(crate) struct Turns {
     state: Mutex<State>,
+    /// One of those that wait has it: it looks for places that are ones no more. If all did, each would wake all.
+    watch: Semaphore,
     begun: Instant,
 }
 
 struct State {
     fair: Fair<oneshot::Sender<()>>,
-    figures: BTreeMap<TenantId, Figures>,
+    /// None where nobody asks for them.
+    figures: Option<BTreeMap<TenantId, Figures>>,
+}
+
+impl State {
+    fn count(&mut self, tenant: TenantId, how: impl FnOnce(&mut Figures)) {
+        if let Some(figures) = &mut self.figures {
+            how(figures.entry(tenant).or_default());
+        }
+    }
 }
 
 /// A request that waits or has its turn, until it is dropped.
@@ -38,9 +50,18 @@ pub(crate) struct Turn {
 }
 
 impl Turns {
+    /// Of so many places, without figures.
     pub(crate) fn new(places: usize) -> Arc<Turns> {
-        let state = State { fair: Fair::new(places), figures: BTreeMap::new() };
-        Arc::new(Turns { state: Mutex::new(state), begun: Instant::now() })
+        Turns::of(State { fair: Fair::new(places), figures: None })
+    }
+
+    /// Of so many places, with [`Figures`].
+    pub(crate) fn counted(places: usize) -> Arc<Turns> {
+        Turns::of(State { fair: Fair::new(places), figures: Some(BTreeMap::new()) })
+    }
+
+    fn of(state: State) -> Arc<Turns> {
+        Arc::new(Turns { state: Mutex::new(state), watch: Semaphore::new(1), begun: Instant::now() })
     }
 
     /// Waits for a turn; none where it would come too late.
@@ -56,59 +77,75 @@ impl Turns {
                 hears = Some(told);
                 tells
             });
-            let figures = state.figures.entry(tenant).or_default();
-            match entered {
-                Entered::Goes(_) => {}
+            state.count(tenant, |figures| match entered {
+                Entered::Goes(_) => figures.bytes += wanted.bytes.unwrap_or(0),
                 Entered::Waits(..) => figures.waited += 1,
                 Entered::Late => figures.late += 1,
-            }
+            });
             entered
         };
-        let turn = match (entered, hears) {
-            (Entered::Goes(ticket), _) => turn(ticket),
+        match (entered, hears) {
+            (Entered::Goes(ticket), _) => Some(turn(ticket)),
             (Entered::Waits(ticket, patience), Some(told)) => {
-                self.wait(turn(ticket), told, Instant::now() + patience).await?
+                let turn = self.wait(turn(ticket), told, Instant::now() + patience).await?;
+                self.lock().count(tenant, |figures| figures.bytes += wanted.bytes.unwrap_or(0));
+                Some(turn)
             }
-            _ => return None,
-        };
-        if let Some(bytes) = wanted.bytes {
-            self.lock().figures.entry(tenant).or_default().bytes += bytes;
+            _ => None,
         }
-        Some(turn)
     }
 
     async fn wait(&self, mut turn: Turn, mut told: oneshot::Receiver<()>, until: Instant) -> Option<Turn> {
+        tokio::select! {
+            biased;
+            told = &mut told => return told.ok().map(|()| turn),
+            () = sleep_until(until) => {}
+            never = self.watch() => match never {},
+        }
+        let mut state = self.lock();
+        self.pass_on(&mut state);
+        if told.try_recv().is_ok() {
+            drop(state);
+            return Some(turn);
+        }
+        state.count(turn.tenant, |figures| figures.late += 1);
+        // Not dropped under this lock, which it takes itself.
+        drop(state);
+        turn.was_late = true;
+        None
+    }
+
+    /// Passes places on that are ones no more, once no other does; the next one goes on when this is dropped.
+    async fn watch(&self) -> Infallible {
+        // Never closed.
+        let _watch = self.watch.acquire().await;
         loop {
-            let lapses = self.lock().fair.lapses_at().map_or(until, |at| self.begun + at);
-            tokio::select! {
-                biased;
-                told = &mut told => return told.ok().map(|()| turn),
-                () = sleep_until(until.min(lapses)) => {}
-            }
-            let mut state = self.lock();
-            self.pass_on(&mut state);
-            if Instant::now() >= until {
-                if told.try_recv().is_ok() {
-                    drop(state);
-                    return Some(turn);
-                }
-                state.figures.entry(turn.tenant).or_default().late += 1;
-                // Not dropped under this lock, which it takes itself.
-                drop(state);
-                turn.was_late = true;
-                return None;
-            }
+            let at = {
+                let state = self.lock();
+                // No place that is given meanwhile is one no more before this.
+                let soon = self.begun.elapsed() + LEAST_HOLD;
+                state.fair.lapses_at().map_or(soon, |lapses| lapses.min(soon))
+            };
+            sleep_until(self.begun + at).await;
+            self.pass_on(&mut self.lock());
         }
     }
 
     /// Returns what came of the requests of a tenant.
     pub(crate) fn figures(&self, tenant: TenantId) -> Figures {
-        self.lock().figures.get(&tenant).copied().unwrap_or_default()
+        self.lock().figures.as_ref().and_then(|figures| figures.get(&tenant).copied()).unwrap_or_default()
+    }
+
+    /// Counts a request of a tenant that was late elsewhere.
+    pub(crate) fn count_late(&self, tenant: TenantId) {
+        self.lock().count(tenant, |figures| figures.late += 1);
     }
 
     /// Forgets the figures of those that are not wanted any more.
     pub(crate) fn retain(&self, mut is_wanted: impl FnMut(TenantId) -> bool) {
-        self.lock().figures.retain(|tenant, _| is_wanted(*tenant));
+        if let Some(figures) = &mut self.lock().figures {
+            figures.retain(|tenant, _| is_wanted(*tenant));
+        }
     }
 
     /// Returns how many wait.
@@ -141,7 +178,7 @@ impl Turn {
     pub(crate) fn measured(&self, bytes: u64) {
         let mut state = self.turns.lock();
         state.fair.measured(self.ticket, bytes);
-        state.figures.entry(self.tenant).or_default().bytes += bytes;
+        state.count(self.tenant, |figures| figures.bytes += bytes);
     }
 }
 
@@ -150,5 +187,44 @@ impl Drop for Turn {
         let mut state = self.turns.lock();
         state.fair.leave(self.turns.begun.elapsed(), self.tenant, self.ticket, self.was_late);
         self.turns.pass_on(&mut state);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::{Future, poll_fn};
+    use std::pin::pin;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+    use tokio::task::JoinSet;
+
+    #[tokio::test]
+    async fn a_place_that_is_one_no_more_wakes_who_gets_it_and_not_all_who_wait() {
+        const WAITING: usize = 50;
+        let (turns, polls) = (Turns::new(1), Arc::new(AtomicUsize::new(0)));
+        let wanted =
+            Wanted { tenant: TenantId(1), bytes: Some(0), left: Duration::from_secs(3600), is_part: true };
+        // Nobody gives its place back.
+        let mut held = vec![turns.take(wanted).await.expect("it is free")];
+        let mut waiting = JoinSet::new();
+        for _ in 0..WAITING {
+            let (turns, polls) = (turns.clone(), polls.clone());
+            waiting.spawn(async move {
+                let mut taking = pin!(turns.take(wanted));
+                poll_fn(|context| {
+                    polls.fetch_add(1, Ordering::Relaxed);
+                    taking.as_mut().poll(context)
+                })
+                .await
+            });
+        }
+        while let Some(taken) = waiting.join_next().await {
+            held.push(taken.expect("it did not panic").expect("it had time"));
+        }
+        assert_eq!((held.len(), turns.waiting()), (WAITING + 1, 0));
+        // If each place woke all, these were half the square.
+        let polls = polls.load(Ordering::Relaxed);
+        assert!(polls <= 8 * WAITING, "{polls}");
     }
 }

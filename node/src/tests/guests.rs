@@ -6,6 +6,7 @@ use super::{KIB, MIB, Setup, TOKEN, eventually};
 use crate::{DeviceMemory, NodeHandle};
 use kvhive_client::{Client, ClientConfig, StoreOptions};
 use kvhive_protocol::data::{Ack, DataReply, DataRequest, Fetched, GuestRequest};
+use kvhive_protocol::handshake::Role;
 use kvhive_protocol::map::ReplicaSet;
 use kvhive_protocol::{DeviceId, Epoch, Era, SLOTS, Slot, WireError};
 use kvhive_wire::Fault;
@@ -199,8 +200,28 @@ async fn who_may_not_be_asked_says_so() {
     let mut asker = nodes[1].ask().await;
     let refused = asker.visit(&[1], LONG_MS).await;
     assert!(matches!(refused, Err(WireError::NotCarried { .. })), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_may_not_ask_for_guests() {
+    let (_coordinator, nodes) = one_replica_of(&setup(), 2).await;
+    assert_eq!(nodes[0].ask().await.store(&[Block::new(1, KIB)], Ack::All).await, Ok(vec![kept(1)]));
+    let (address, member) = (nodes[1].data_address().to_string(), nodes[1].member().expect("it is a member"));
+    let as_node = Asker::connect_as(&address, member, TOKEN, Role::Node).await;
+    let refused = as_node.expect("the token is right").visit(&[1], LONG_MS).await;
+    assert!(matches!(refused, Err(WireError::Forbidden { .. })), "{refused:?}");
+    let fetched = nodes[0].counted(|counters| &counters.fetches);
+    assert_eq!((fetched, kept_bytes(&nodes[1])), (0, (0, 0)), "nobody was asked");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_block_of_a_slot_that_there_is_not_is_a_miss_and_nobody_is_asked() {
+    let (_coordinator, nodes) = one_replica_of(&setup(), 2).await;
+    let mut asker = nodes[1].ask().await;
     asker.slot = Slot(SLOTS);
-    assert!(asker.visit(&[1], LONG_MS).await.is_err(), "there is no such slot");
+    assert_eq!(asker.visit(&[1], LONG_MS).await, Ok(vec![None]));
+    assert_eq!(nodes[0].counted(|counters| &counters.fetches), 0);
+    assert_eq!(nodes[1].counted(|counters| &counters.guests_missed), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

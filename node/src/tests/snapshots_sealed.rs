@@ -118,6 +118,34 @@ async fn a_plain_snapshot_is_read_on_and_replaced_by_an_encrypted_one() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_folder_that_cannot_be_opened_costs_no_snapshot() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("snapshot");
+    let setup = kept_at(&path, DiskKeys::default());
+    let (coordinator, node) = filled(&setup).await;
+    node.shutdown(LIMIT);
+    let no_folder = folder.path().join("file");
+    fs::write(&no_folder, b"").expect("writable");
+    // One whose keys cannot be there, and one whose tier cannot.
+    let no_tier = folder.path().join("disk");
+    fs::create_dir(&no_tier).expect("writable");
+    fs::write(no_tier.join("device-0"), b"").expect("writable");
+    for wrong in [no_folder, no_tier] {
+        let wrong = Setup { disk: Some((wrong, 8)), ..kept_at(&path, DiskKeys::default()) };
+        assert!(wrong.try_start("node-0", &coordinator).is_err());
+        assert_eq!(keys(&path), 1);
+    }
+    let node = setup.start("node-0", &coordinator);
+    eventually("it is taken in", || loaded(&node) == BLOCKS).await;
+    node.shutdown(LIMIT);
+    // With a folder that is right its keys are there, and those of the snapshot are destroyed.
+    let right = Setup { disk: Some((folder.path().join("right"), 8)), ..kept_at(&path, DiskKeys::default()) };
+    let node = right.start("node-0", &coordinator);
+    assert_eq!(keys(&path), 0);
+    node.shutdown(LIMIT);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_encrypted_run_that_was_interrupted_is_gone_on_with_as_far_as_its_keys_are_there() {
     let folder = tempfile::tempdir().expect("a folder");
     let (whole, path) = (folder.path().join("whole"), folder.path().join("other"));

@@ -7,6 +7,7 @@ mod other;
 use super::asker::{Asker, Block, kept};
 use super::gpu::{fail, hang, is_real, on_some_gpu, release};
 use super::{KIB, Setup, TOKEN, eventually};
+use crate::data::BRINGING_PLACES;
 use crate::{DeviceMemory, NodeHandle};
 use kvhive_cache::Tier;
 use kvhive_client::{
@@ -17,11 +18,12 @@ use kvhive_protocol::block::Codec;
 use kvhive_protocol::data::{Accept, Ack, DataReply, DataRequest, StoreRequest};
 use kvhive_protocol::share::{NotShared, Pass, ShareAnswer, ShareOffer};
 use kvhive_protocol::stage::{LendRequest, StageLoan, StagedFetch, StagedStore};
-use kvhive_protocol::{AxisOrder, Dtype, Layout, WireError};
+use kvhive_protocol::{AxisOrder, Dtype, Layout, TenantId, WireError};
 use kvhive_wire::{Fault, Visit, this_host};
 use other::{Other, told_gpu};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 
 const LIMIT: Duration = Duration::from_secs(5);
 const BLOCKS: usize = 6;
@@ -493,4 +495,43 @@ async fn a_gpu_that_hangs_keeps_the_stage_and_its_client_goes_on() {
     assert!(fetch(&blocks, &own).await == stored_so(0, Codec::Raw));
     assert_eq!(client.stats().stage_fallbacks, 1);
     is_settled(&node).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fetch_over_a_stage_waits_for_its_turn_before_it_takes_room_to_decode() {
+    let (setup, _) = on_some_gpu();
+    let (_coordinator, node) = Setup { device_frames: 8, host_frames: 64, ..setup }.one().await;
+    let mut client = node.ask().await;
+    (client.layout, client.accept) = (Some(layout()), Accept::Raw(layout()));
+    let bytes = kvhive_client::codec::stored_bytes(Codec::Int8, &layout()).expect("it says so");
+    for number in 0..24 {
+        let mut block = Block::new(number, bytes as usize);
+        (block.header.codec, block.header.fingerprint) = (Codec::Int8, layout().fingerprint());
+        assert_eq!(client.store(&[block], Ack::Primary).await, Ok(vec![kept(1)]));
+        node.settles("a frame is free again", |stats| stats.device.used_bytes < (8 * 64 * KIB) as u64).await;
+    }
+    is_settled(&node).await;
+    assert!(node.shard_stats().await.host.blocks > 0);
+    let stage = kvhive_gpu::cuda::Stage::new(&own_gpu(), 64 * KIB).expect("there is room");
+    let loan = stage.loan();
+    let loan = StageLoan { handle: loan.handle, offset: loan.offset, bytes: loan.bytes };
+    let offer = client.offered().await;
+    let mut visit = Visit::lend(&offer, &loan, LIMIT).await.expect("it listens");
+    visit.taken(LIMIT).await.expect("it is one");
+
+    let (plane, long) = (&node.plane, Instant::now() + Duration::from_secs(60));
+    let mut turns = Vec::new();
+    while turns.len() < BRINGING_PLACES {
+        let turn = plane.device_turn(client.device, TenantId(9), 64 << 30, long).await;
+        turns.push(turn.expect("nobody wants it"));
+    }
+    let room = plane.decoding.available_permits() as u32;
+    let _room = plane.decoding.acquire_many(room).await.expect("it is never closed");
+    client.left = Some(Duration::from_millis(20));
+    for number in 0..24 {
+        let DataRequest::Fetch(fetch) = client.fetch_request(&[number]) else { unreachable!("it is one") };
+        let request = StagedFetch { stage: offer.pass, at: vec![0], fetch };
+        let refused = client.over(&DataRequest::Scatter(Box::new(request))).await;
+        assert_eq!(refused.err(), Some(WireError::Deadline), "{number}");
+    }
 }

@@ -28,7 +28,7 @@ async fn confirmed(coordinator: &FakeCoordinator, node: &NodeHandle, epoch: Epoc
 }
 
 async fn wiped(node: &NodeHandle) {
-    eventually("what it left is wiped", || node.inside.memories[0].stale_bytes() == 0).await;
+    eventually("what it left is wiped", || node.inside.memories[0].unwiped_bytes() == 0).await;
 }
 
 fn block_of(tenant: TenantId, number: u64, len: usize) -> Block {

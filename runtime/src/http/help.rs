@@ -365,7 +365,7 @@ pub const HELP: &[(&str, &str)] = &[
     ("kvhive_node_untold_uses", "Blocks whose uses the strategies have not been told of yet"),
     (
         "kvhive_node_unwiped_bytes",
-        "Bytes of free frames that held blocks when a tenant's era ended, and are still to be overwritten",
+        "Bytes that are still to be overwritten after a tenant's era has ended: of free frames, and until its blocks are found, of all others",
     ),
     ("kvhive_node_used_bytes", "Bytes of frames that are not free by tier"),
     ("kvhive_node_waiting_requests", "Requests for blocks that wait for their tenant's turn"),

@@ -32,6 +32,8 @@ struct State {
     blocks: HashMap<BlockKey, (BlockHeader, Vec<u8>)>,
     turns: VecDeque<Turn>,
     always: Option<Turn>,
+    /// How it answers who asks for guests.
+    visited: Option<Turn>,
     requests: Vec<DataRequest>,
     /// Whose part each of them was.
     contexts: Vec<Option<TraceContext>>,
@@ -116,6 +118,7 @@ impl Node {
             blocks: HashMap::new(),
             turns: VecDeque::new(),
             always: None,
+            visited: None,
             requests: Vec::new(),
             contexts: Vec::new(),
             connections: 0,
@@ -137,6 +140,11 @@ impl Node {
     /// Answers every request so that has no turn of its own.
     pub(crate) fn always(&self, turn: Turn) {
         self.state().always = Some(turn);
+    }
+
+    /// Answers every request for guests so, and these alone.
+    pub(crate) fn visited(&self, turn: Turn) {
+        self.state().visited = Some(turn);
     }
 
     /// Answers honestly again.
@@ -258,11 +266,16 @@ async fn converse(stream: TcpStream, token: Vec<u8>, state: Arc<Mutex<State>>) {
 impl State {
     fn answer(&mut self, number: u64, request: DataRequest, payload: Vec<u8>) -> Answer {
         self.requests.push(request.clone());
-        let turn = self.turns.pop_front().or_else(|| self.always.clone());
+        let turn = match request {
+            DataRequest::Guest(_) => self.visited.clone(),
+            _ => self.turns.pop_front().or_else(|| self.always.clone()),
+        };
         // A node that refuses or hangs does not do the work either.
         let (reply, payload) = match request {
             DataRequest::Match(request) => (self.matched(&request), Vec::new()),
             DataRequest::Fetch(request) => self.fetched(&request),
+            // It has others' blocks where a story has copied them to it.
+            DataRequest::Guest(request) => self.fetched(&request.fetch),
             DataRequest::Release(request) => {
                 assert_eq!(request.device, self.device);
                 let here = request.keys.iter().filter(|key| self.blocks.contains_key(key)).count();
@@ -298,10 +311,7 @@ impl State {
                 (DataReply::Recalled { epoch: self.epoch, parts: Vec::new() }, Vec::new())
             }
             // Real nodes answer for names, in the stories of the Redis port.
-            DataRequest::Names(_)
-            | DataRequest::Receive(_)
-            | DataRequest::Pair(_)
-            | DataRequest::Guest(_) => {
+            DataRequest::Names(_) | DataRequest::Receive(_) | DataRequest::Pair(_) => {
                 panic!("no story of these asks for that")
             }
             DataRequest::Lend(_) | DataRequest::Gather(_) | DataRequest::Scatter(_) => {
