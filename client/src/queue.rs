@@ -2,7 +2,7 @@
 //!
 //! Where less is served than is asked, somebody goes without. Whoever could not be served in time anyway is told so at once, which leaves the
 //! others' transfers whole: one that is cut off at its deadline has cost the node its work and the client a connection. Once somebody had
-//! to go without, nobody waits long for a while, or until no one waits any more ([`Strain`]). How long a place is awaited follows from how
+//! to go without, nobody waits long for a while, or until no one has waited for a moment ([`Strain`]). How long a place is awaited follows from how
 //! many wait and how long transfers take (Little 1961).
 
 use crate::strain::{Mean, Strain};
@@ -72,7 +72,7 @@ impl Queue {
     pub(crate) fn leave(&mut self, now: Duration, how: Left) {
         self.waiting = self.waiting.saturating_sub(1);
         if self.waiting == 0 {
-            self.strain.ends();
+            self.strain.ends(now);
         } else if let Left::Late(had) = how {
             self.strain.went_without(now, had.as_secs_f64(), self.waiting);
         }
@@ -144,7 +144,10 @@ mod tests {
             }
         }
         queue.leave(2 * MS, Left::ForAPlace);
-        assert_eq!(queue.enter(2 * MS, Blocks, 1000 * MS), Some(999 * MS));
+        // Nobody waits: not for long yet, and then for a tenth of a second.
+        assert_eq!(queue.enter(101 * MS, Blocks, 1000 * MS), Some(5 * MS));
+        queue.leave(101 * MS, Left::ForAPlace);
+        assert_eq!(queue.enter(201 * MS, Blocks, 1000 * MS), Some(999 * MS));
     }
 
     #[test]

@@ -15,6 +15,8 @@ const USUAL_SHARE: f64 = 0.8;
 const LEAST_WHILE: f64 = 5.0;
 /// And at most.
 const MOST_WHILE: f64 = 40.0;
+/// So long nobody must have waited until all may wait again: a queue that is kept short is empty now and then.
+const IDLE: f64 = 0.1;
 /// So long one may wait though others go without.
 const SHORT: f64 = 0.005;
 /// Or so many times as long as it takes until the next place is free, where that is more: places are never empty then.
@@ -51,11 +53,13 @@ pub struct Strain {
     period: f64,
     /// If somebody has to go without before this, it is to be longer.
     too_soon: f64,
+    /// Since when nobody waits.
+    idle_since: Option<f64>,
 }
 
 impl Default for Strain {
     fn default() -> Strain {
-        Strain { has: Mean::default(), until: None, period: LEAST_WHILE, too_soon: 0.0 }
+        Strain { has: Mean::default(), until: None, period: LEAST_WHILE, too_soon: 0.0, idle_since: None }
     }
 }
 
@@ -63,6 +67,9 @@ impl Strain {
     /// Returns how long somebody may wait who could wait for `spare` seconds and has `left`; the next place is free after `turn`.
     pub fn allows(&mut self, now: Duration, left: f64, spare: f64, turn: f64) -> f64 {
         let now = now.as_secs_f64();
+        if self.idle_since.is_some_and(|since| now - since >= IDLE) {
+            self.until = None;
+        }
         if self.until.is_some_and(|until| until <= now) {
             self.until = None;
             // As long as it takes until the next one is late.
@@ -74,6 +81,7 @@ impl Strain {
     /// One waits who has so many seconds left.
     pub fn waits(&mut self, left: f64) {
         self.has.add(left);
+        self.idle_since = None;
     }
 
     /// One goes without who had so many seconds, while so many others wait. Where they have no more themselves, there is too much to do.
@@ -88,7 +96,7 @@ impl Strain {
     }
 
     /// Nobody waits any more.
-    pub fn ends(&mut self) {
-        self.until = None;
+    pub fn ends(&mut self, now: Duration) {
+        self.idle_since.get_or_insert(now.as_secs_f64());
     }
 }

@@ -251,7 +251,7 @@ impl<W> Fair<W> {
         self.waiting -= 1;
         let others = tenant.waiting();
         if others == 0 {
-            tenant.strain.ends();
+            tenant.strain.ends(now);
             self.order.remove(&(tenant.given, id));
         } else if was_late {
             tenant.strain.went_without(now, one.left.as_secs_f64(), others);
@@ -271,7 +271,7 @@ impl<W> Fair<W> {
         self.waiting_bytes -= one.bytes;
         self.waiting -= 1;
         if tenant.waiting() == 0 {
-            tenant.strain.ends();
+            tenant.strain.ends(now);
         } else {
             self.order.insert((given + u128::from(one.bytes), id));
         }
