@@ -34,6 +34,16 @@ fn step(path: &Path) -> Rotation {
     Folder::rotate(path, "a test's next authority", YEAR).expect("it goes on")
 }
 
+/// Makes these the files of a folder.
+fn put(path: &Path, files: &BTreeMap<PathBuf, Vec<u8>>) {
+    for file in contents(path).into_keys() {
+        fs::remove_file(file).expect("it is there");
+    }
+    for (file, bytes) in files {
+        fs::write(file, bytes).expect("there is room");
+    }
+}
+
 /// The files of a folder with what is in them.
 fn contents(path: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let files = fs::read_dir(path).expect("it is there").map(|entry| entry.expect("it can be read").path());
@@ -110,14 +120,7 @@ fn whoever_is_one_step_behind_is_trusted_and_trusts() {
 fn a_step_that_ends_anywhere_is_gone_again() {
     let temp = tempfile::tempdir().expect("a folder");
     let path = folder(temp.path());
-    let put = |files: &BTreeMap<PathBuf, Vec<u8>>| {
-        for file in contents(&path).into_keys() {
-            fs::remove_file(file).expect("it is there");
-        }
-        for (file, bytes) in files {
-            fs::write(file, bytes).expect("there is room");
-        }
-    };
+    let put = |files: &BTreeMap<PathBuf, Vec<u8>>| put(&path, files);
     let client_is_trusted = || is_trusted(&path, "client", None, &path.join("authority.pem"));
     let mut all = vec![contents(&path)];
     for _ in 0..3 {
@@ -178,14 +181,7 @@ fn a_step_that_ends_anywhere_is_gone_again() {
 fn a_rotation_that_ends_anywhere_goes_on_to_its_end() {
     let temp = tempfile::tempdir().expect("a folder");
     let path = folder(temp.path());
-    let put = |files: &BTreeMap<PathBuf, Vec<u8>>| {
-        for file in contents(&path).into_keys() {
-            fs::remove_file(file).expect("it is there");
-        }
-        for (file, bytes) in files {
-            fs::write(file, bytes).expect("there is room");
-        }
-    };
+    let put = |files: &BTreeMap<PathBuf, Vec<u8>>| put(&path, files);
     let written = ["tls: make file", "tls: write file", "tls: sync file", "tls: name file", "tls: sync name"];
     let kept = ["tls: keep owner", "tls: keep mode"];
     let of_stage = [

@@ -4,11 +4,10 @@
 use super::Row;
 use super::private::Private;
 use super::stored::{BLOCK_BYTES, BLOCKS, Stored};
-use crate::admin::{Admin, Target};
 use crate::cluster::local::Shape;
 use crate::commands;
 use crate::report::Latencies;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use kvhive_client::Client;
 use kvhive_config::{Bytes, DeviceKind};
 use std::time::Instant;
@@ -87,14 +86,5 @@ async fn all_read(ranks: &[Client], name: &str) -> Result<()> {
 
 /// Returns the bytes that the nodes which no rank is near have been asked for so far.
 fn sent(private: &Private) -> Result<f64> {
-    const NAME: &str = "kvhive_node_fetched_bytes_total";
-    let target = Target { admin: None, token_file: None, ca: None, dir: private.folder().to_owned() };
-    let admin = target.resolve()?;
-    let of = |admin: Admin| {
-        let text = String::from_utf8(admin.get_bytes("/metrics", 16 << 20)?)?;
-        let line = text.lines().find_map(|line| line.strip_prefix(NAME)?.split_whitespace().last());
-        line.with_context(|| format!("a node does not tell {NAME}"))?.parse::<f64>().map_err(Into::into)
-    };
-    let others = private.config().nodes.iter().filter(|node| node.id != NEAR);
-    others.map(|node| of(admin.of_node(&node.metrics.to_string()))).sum()
+    private.summed("kvhive_node_fetched_bytes_total", |node| node != NEAR)
 }

@@ -4,11 +4,10 @@
 use super::private::Private;
 use super::stored::{BLOCK_BYTES, BLOCKS, Stored};
 use super::{Row, quantile};
-use crate::admin::{Admin, Target};
 use crate::cluster::local::Shape;
 use crate::commands;
 use crate::report::Latencies;
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use kvhive_client::Client;
 use kvhive_config::{Bytes, DeviceKind};
 use kvhive_protocol::SLOTS;
@@ -125,15 +124,6 @@ async fn until(client: &Client, what: &str, is_so: impl Fn(&ClusterMap) -> bool)
 
 /// Returns how many blocks nodes have been given by others so far.
 fn moved_blocks(private: &Private) -> Result<f64> {
-    const NAME: &str = "kvhive_node_moved_blocks_total";
-    let target = Target { admin: None, token_file: None, ca: None, dir: private.folder().to_owned() };
-    let admin = target.resolve()?;
-    let of = |admin: Admin| {
-        let text = String::from_utf8(admin.get_bytes("/metrics", 16 << 20)?)?;
-        let line = text.lines().find_map(|line| line.strip_prefix(NAME)?.split_whitespace().last());
-        line.with_context(|| format!("a node does not tell {NAME}"))?.parse::<f64>().map_err(Into::into)
-    };
     let running = private.running();
-    let nodes = private.config().nodes.iter().filter(|node| running.contains(&node.id));
-    nodes.map(|node| of(admin.of_node(&node.metrics.to_string()))).sum()
+    private.summed("kvhive_node_moved_blocks_total", |node| running.iter().any(|one| one == node))
 }

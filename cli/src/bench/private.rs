@@ -1,8 +1,9 @@
 //! A cluster of a benchmark's own, in a temporary folder, gone when the benchmark ends.
 
+use crate::admin::{Admin, Target};
 use crate::cluster::local::{self, Cluster, Shape};
 use crate::trust;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use kvhive_client::{Client, ClientConfig};
 use kvhive_config::ClusterConfig;
 
@@ -20,6 +21,22 @@ impl Private {
     /// When it does not start.
     pub(crate) fn start(shape: Shape) -> Result<Private> {
         Private::start_with(shape, |_| Vec::new())
+    }
+
+    /// Sums a figure of `/metrics` over the nodes that are wanted.
+    ///
+    /// # Errors
+    /// When one of them does not answer, or does not tell it.
+    pub(crate) fn summed(&self, figure: &str, is_wanted: impl Fn(&str) -> bool) -> Result<f64> {
+        let target = Target { admin: None, token_file: None, ca: None, dir: self.folder().to_owned() };
+        let admin = target.resolve()?;
+        let of = |admin: Admin| {
+            let text = String::from_utf8(admin.get_bytes("/metrics", 16 << 20)?)?;
+            let line = text.lines().find_map(|line| line.strip_prefix(figure)?.split_whitespace().last());
+            line.with_context(|| format!("a node does not tell {figure}"))?.parse::<f64>().map_err(Into::into)
+        };
+        let nodes = self.config().nodes.iter().filter(|node| is_wanted(&node.id));
+        nodes.map(|node| of(admin.of_node(&node.metrics.to_string()))).sum()
     }
 
     /// Starts a cluster of this shape, with the overrides that `adjust` puts over its cluster file.
