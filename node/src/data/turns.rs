@@ -27,13 +27,32 @@ pub(crate) struct Turns {
     begun: Instant,
 }
 
+/// One that waits.
+struct Waiter {
+    tenant: TenantId,
+    bytes: u64,
+    tells: oneshot::Sender<()>,
+}
+
 struct State {
-    fair: Fair<oneshot::Sender<()>>,
+    fair: Fair<Waiter>,
     /// None where nobody asks for them.
     figures: Option<BTreeMap<TenantId, Figures>>,
+    /// Whose requests had waited when their turn came, in that order.
+    #[cfg(test)]
+    passed: Vec<TenantId>,
 }
 
 impl State {
+    fn new(places: usize, figures: Option<BTreeMap<TenantId, Figures>>) -> State {
+        State {
+            fair: Fair::new(places),
+            figures,
+            #[cfg(test)]
+            passed: Vec::new(),
+        }
+    }
+
     fn count(&mut self, tenant: TenantId, how: impl FnOnce(&mut Figures)) {
         if let Some(figures) = &mut self.figures {
             how(figures.entry(tenant).or_default());
@@ -52,12 +71,12 @@ pub(crate) struct Turn {
 impl Turns {
     /// Of so many places, without figures.
     pub(crate) fn new(places: usize) -> Arc<Turns> {
-        Turns::of(State { fair: Fair::new(places), figures: None })
+        Turns::of(State::new(places, None))
     }
 
     /// Of so many places, with [`Figures`].
     pub(crate) fn counted(places: usize) -> Arc<Turns> {
-        Turns::of(State { fair: Fair::new(places), figures: Some(BTreeMap::new()) })
+        Turns::of(State::new(places, Some(BTreeMap::new())))
     }
 
     fn of(state: State) -> Arc<Turns> {
@@ -66,7 +85,7 @@ impl Turns {
 
     /// Waits for a turn; none where it would come too late.
     pub(crate) async fn take(self: &Arc<Self>, wanted: Wanted) -> Option<Turn> {
-        let tenant = wanted.tenant;
+        let (tenant, bytes) = (wanted.tenant, wanted.bytes.unwrap_or(0));
         let turn = |ticket| Turn { turns: self.clone(), tenant, ticket, was_late: false };
         let mut hears = None;
         let entered = {
@@ -75,10 +94,10 @@ impl Turns {
             let entered = state.fair.enter(self.begun.elapsed(), wanted, || {
                 let (tells, told) = oneshot::channel();
                 hears = Some(told);
-                tells
+                Waiter { tenant, bytes, tells }
             });
             state.count(tenant, |figures| match entered {
-                Entered::Goes(_) => figures.bytes += wanted.bytes.unwrap_or(0),
+                Entered::Goes(_) => figures.bytes += bytes,
                 Entered::Waits(..) => figures.waited += 1,
                 Entered::Late => figures.late += 1,
             });
@@ -87,9 +106,7 @@ impl Turns {
         match (entered, hears) {
             (Entered::Goes(ticket), _) => Some(turn(ticket)),
             (Entered::Waits(ticket, patience), Some(told)) => {
-                let turn = self.wait(turn(ticket), told, Instant::now() + patience).await?;
-                self.lock().count(tenant, |figures| figures.bytes += wanted.bytes.unwrap_or(0));
-                Some(turn)
+                self.wait(turn(ticket), told, Instant::now() + patience).await
             }
             _ => None,
         }
@@ -159,11 +176,21 @@ impl Turns {
         self.lock().fair.holding()
     }
 
+    /// Returns whose requests had waited when their turn came, in that order.
+    #[cfg(test)]
+    pub(crate) fn passed(&self) -> Vec<TenantId> {
+        self.lock().passed.clone()
+    }
+
     /// Tells those that they may go who have a place now.
     fn pass_on(&self, state: &mut State) {
-        while let Some(who) = state.fair.next(self.begun.elapsed()) {
+        while let Some(Waiter { tenant, bytes, tells }) = state.fair.next(self.begun.elapsed()) {
             // Who waits no more gives the place back.
-            let _ = who.send(());
+            if tells.send(()).is_ok() {
+                state.count(tenant, |figures| figures.bytes += bytes);
+                #[cfg(test)]
+                state.passed.push(tenant);
+            }
         }
     }
 
