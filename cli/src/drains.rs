@@ -106,7 +106,8 @@ impl Room {
         let lost = part(self.blocks).div_ceil(u128::from(self.bytes.max(1))) as u64;
         let is_bound = self.unsure_blocks > 0 || self.margin_bytes > 0;
         let about = if is_bound { "as many as" } else { "about" };
-        format!("{about} {} would be lost", report::counted(lost, "block"))
+        // A margin is no block: no more are lost than are held.
+        format!("{about} {} would be lost", report::counted(lost.min(self.blocks), "block"))
     }
 }
 
@@ -183,6 +184,9 @@ fn begun_by_size(event: &Value) -> bool {
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct CameTo {
+    /// Slots that went to others.
+    #[serde(skip_serializing)]
+    pub(crate) slots: u64,
     /// Blocks that went to others, and their bytes.
     pub(crate) moved_blocks: u64,
     pub(crate) moved_bytes: u64,
@@ -229,6 +233,7 @@ impl CameTo {
     /// Adds another's figures.
     pub(crate) fn add(&mut self, other: &CameTo) {
         for (sum, more) in [
+            (&mut self.slots, other.slots),
             (&mut self.moved_blocks, other.moved_blocks),
             (&mut self.moved_bytes, other.moved_bytes),
             (&mut self.there_blocks, other.there_blocks),
@@ -352,6 +357,9 @@ mod tests {
             said.contains("32.0 MiB too little where it would go; 8.0 MiB of that is a margin, as segments do not go to all in equal parts: as many as"),
             "{said}"
         );
+        let full = Room { free_bytes: 0, short_bytes: 110 << 20, margin_bytes: 26 << 20, ..room.clone() };
+        let said = Short(full).to_string();
+        assert!(said.contains("as many as 84 blocks would be lost"), "{said}");
         let both =
             Room { nodes: vec!["node-2".to_owned(), "node-3".to_owned()], unsure_blocks: 20, ..room.clone() };
         let said = Short(room).to_string();

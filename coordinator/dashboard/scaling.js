@@ -45,7 +45,7 @@ export function scalingView(container) {
       { name: "Figure", value: (row) => row.figure, show: (row) => NAMES[row.figure] ?? row.figure },
       { name: "In", value: (row) => row.ahead_s, show: (row) => span(row.ahead_s), figure: true },
       { name: "Expected", value: (row) => row.value, show: (row) => (FIGURES[row.figure] ?? as.count)(row.value), figure: true },
-      { name: "9 of 10 times within", value: (row) => row.low, show: (row) => `${(FIGURES[row.figure] ?? as.count)(row.low)} to ${(FIGURES[row.figure] ?? as.count)(row.high)}`, figure: true },
+      { name: "9 of 10 times within", value: (row) => row.low, show: (row) => row.high === null ? "–" : `${(FIGURES[row.figure] ?? as.count)(row.low)} to ${(FIGURES[row.figure] ?? as.count)(row.high)}`, figure: true },
       { name: "Held", value: (row) => row.coverage, show: (row) => as.percent(row.coverage), figure: true },
       { name: "Comes back", value: (row) => row.season_s, show: (row) => span(row.season_s), figure: true },
     ],

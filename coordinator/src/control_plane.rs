@@ -85,7 +85,7 @@ impl ControlPlane {
             ControlRequest::Register(registration) => {
                 let proposal =
                     Proposal { request: registration.request, command: Command::Register(registration) };
-                let reason = Reason::new("its process started");
+                let reason = Reason::new("its process registers");
                 self.ask(|reply| RaftMessage::Propose { proposal, reason, reply }).await
             }
             ControlRequest::Heartbeat(beat) => self.ask(|reply| RaftMessage::Heartbeat { beat, reply }).await,

@@ -228,7 +228,7 @@ impl fmt::Display for StillServing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.member {
             Some(name) => f.write_str(name)?,
-            None => f.write_str("members of after the restored state")?,
+            None => f.write_str("nodes that registered after the restored state")?,
         }
         let seconds = self.for_ms.div_ceil(1000);
         match (seconds / 60, seconds % 60) {

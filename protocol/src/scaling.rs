@@ -278,14 +278,29 @@ pub struct ForecastReport {
     pub value_milli: u64,
     /// Nine of ten times it is not less.
     pub low_milli: u64,
-    /// Nor more.
+    /// Nor more; [`ForecastReport::UNBOUNDED`] while too little has come of what was foreseen for an interval.
     pub high_milli: u64,
-    /// Mean error of such forecasts by that of the value a season before: below a million is better.
+    /// Mean error of such forecasts by that of the value a season before: below a million is better. 0, as the next, before any was scored.
     pub mase_ppm: u32,
     /// Share of such intervals that held.
     pub coverage_ppm: u32,
     /// After how many seconds the figure is taken to come back; 0 if it is not.
     pub season_s: u32,
+}
+
+impl ForecastReport {
+    /// The upper bound where none is known.
+    pub const UNBOUNDED: u64 = u64::MAX;
+
+    /// Says whether its interval is known.
+    pub fn is_bounded(&self) -> bool {
+        self.high_milli != Self::UNBOUNDED
+    }
+
+    /// Says whether forecasts like it were compared with what came.
+    pub fn is_scored(&self) -> bool {
+        self.mase_ppm > 0 || self.coverage_ppm > 0
+    }
 }
 
 /// Returns the bucket of a reuse distance in blocks: each octave is parted in four, and the last takes what is farther.

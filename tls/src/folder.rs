@@ -6,6 +6,7 @@ use crate::mint::{Authority, MintError};
 use crate::tls::TlsFiles;
 use kvhive_steps::step;
 use rustls::pki_types::DnsName;
+use std::collections::BTreeSet;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::net::IpAddr;
@@ -23,6 +24,9 @@ pub enum FolderError {
     /// There is one already.
     #[error("{} is there already and is not written over; take another folder or name, or remove it yourself", .0.display())]
     Exists(PathBuf),
+    /// Two of those to be made would have the same file.
+    #[error("two certificates would be {}; allowed is one for each name, with its other names and addresses after commas", .0.display())]
+    Twice(PathBuf),
     /// Another process changes it.
     #[error("another process is changing {}; wait until it has ended", .0.display())]
     Busy(PathBuf),
@@ -54,6 +58,26 @@ pub struct Folder {
 }
 
 impl Folder {
+    /// Looks whether certificates can be made in `path` under these names, each with its hosts, before any of them is. An authority that
+    /// is there already is looked for too.
+    ///
+    /// # Errors
+    /// When a host is none, one of the files is there, or two would have the same.
+    pub fn check(path: &Path, certificates: &[(&str, &[String])]) -> Result<(), FolderError> {
+        let mut taken = BTreeSet::new();
+        let named = certificates.iter().map(|(name, _)| *name);
+        for file in named.chain([AUTHORITY]).flat_map(|name| files(path, name)) {
+            if file.symlink_metadata().is_ok() {
+                return Err(FolderError::Exists(file));
+            }
+            if !taken.insert(file.clone()) {
+                return Err(FolderError::Twice(file));
+            }
+        }
+        let mut hosts = certificates.iter().flat_map(|(_, hosts)| hosts.iter());
+        hosts.find(|host| !is_host(host)).map_or(Ok(()), |wrong| Err(FolderError::Host(wrong.clone())))
+    }
+
     /// Makes the folder, readable by its owner alone if it is new, and an authority in it that holds for `period`.
     ///
     /// # Errors
@@ -122,9 +146,7 @@ impl Folder {
     }
 
     fn write(&self, name: &str, certificate: &str, key: &str) -> Result<(PathBuf, PathBuf), FolderError> {
-        // Of a host, which has no separators; an asterisk would only trouble a shell.
-        let name = name.replace(['*', '/'], "_");
-        let files = ["pem", "key"].map(|ending| self.path.join(format!("{name}.{ending}")));
+        let files = files(&self.path, name);
         if let Some(there) = files.iter().find(|file| file.symlink_metadata().is_ok()) {
             return Err(FolderError::Exists(there.clone()));
         }
@@ -133,6 +155,13 @@ impl Folder {
         create(&certificate_file, certificate, 0o644)?;
         Ok((certificate_file, key_file))
     }
+}
+
+/// Returns where a certificate of this name and its key are.
+fn files(path: &Path, name: &str) -> [PathBuf; 2] {
+    // Of a host, which has no separators; an asterisk would only trouble a shell.
+    let name = name.replace(['*', '/'], "_");
+    ["pem", "key"].map(|ending| path.join(format!("{name}.{ending}")))
 }
 
 fn is_host(text: &str) -> bool {

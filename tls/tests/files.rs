@@ -42,6 +42,23 @@ fn an_authority_is_made_once_and_goes_on_later() {
 }
 
 #[test]
+fn what_cannot_be_made_is_known_before_anything_is() {
+    let temp = tempfile::tempdir().expect("a folder");
+    let path = temp.path().join("tls");
+    let (a, wrong) = (hosts("a.example"), hosts("no host"));
+    Folder::check(&path, &[("a.example", &a), ("client", &[])]).expect("all of it can be made");
+    let refused = Folder::check(&path, &[("a.example", &a), ("no host", &wrong)]);
+    assert!(matches!(refused, Err(FolderError::Host(_))), "{refused:?}");
+    let refused = Folder::check(&path, &[("a.example", &a), ("a.example", &a)]);
+    assert!(matches!(refused, Err(FolderError::Twice(_))), "{refused:?}");
+    assert!(!path.exists(), "it was looked at and no more");
+    let made = folder(temp.path(), "tls");
+    let refused = Folder::check(&path, &[("a.example", &a)]);
+    assert!(matches!(refused, Err(FolderError::Exists(_))), "{refused:?}");
+    made.issue("a.example", &a, YEAR).expect("it is new");
+}
+
+#[test]
 fn what_the_others_would_refuse_is_refused_at_the_start() {
     let temp = tempfile::tempdir().expect("a folder");
     let (ours, theirs) = (folder(temp.path(), "ours"), folder(temp.path(), "theirs"));

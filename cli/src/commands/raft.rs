@@ -155,6 +155,12 @@ impl Raft {
                 )
             }
             Verb::Replace { old, new, seat } => {
+                if old == new {
+                    bail!(
+                        "{old} cannot take its own place: give the new one a name and a number of its own; one whose folder is lost is started \
+                         with an empty data_dir instead"
+                    );
+                }
                 needs_leader(&admin)?;
                 let before: Value = admin.get("/v1/raft")?;
                 if member(&before, old).is_none() {

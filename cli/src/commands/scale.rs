@@ -354,18 +354,17 @@ impl Scale {
         );
         let mut table = report::table(&["FIGURE", "AHEAD", "VALUE", "LOW", "HIGH", "MASE", "COVERAGE"]);
         for one in list(&scaling["forecast"]) {
-            let number = |field: &str| format!("{:.2}", one[field].as_f64().unwrap_or(0.0));
-            // Nothing has come yet of what was foreseen.
-            let is_scored = ["mase", "coverage"].iter().any(|field| one[field].as_f64() > Some(0.0));
-            let score = |field: &str| if is_scored { number(field) } else { "-".to_owned() };
+            // Nothing has come yet of what was foreseen, or too little.
+            let number =
+                |field: &str| one[field].as_f64().map_or("-".to_owned(), |value| format!("{value:.2}"));
             table.add_row(vec![
                 text(one, "figure").to_owned(),
                 format!("{} s", one["ahead_s"]),
                 number("value"),
                 number("low"),
                 number("high"),
-                score("mase"),
-                score("coverage"),
+                number("mase"),
+                number("coverage"),
             ]);
         }
         report::print_table(&table);

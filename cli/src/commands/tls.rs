@@ -119,6 +119,12 @@ impl TlsCommand {
 
 impl Made {
     fn run(self) -> Result<()> {
+        let all: Vec<Vec<String>> = self.hosts.iter().map(|host| names(host)).collect();
+        let mut certificates: Vec<(&str, &[String])> =
+            all.iter().map(|names| (names[0].as_str(), names.as_slice())).collect();
+        certificates.push((CLIENT, &[]));
+        // A mistake leaves nothing behind that the next try would find there.
+        Folder::check(&self.dir, &certificates)?;
         let folder = Folder::create(&self.dir, "kvhive authority", AUTHORITY_PERIOD)?;
         let mut made = issue(&folder, &self.hosts, self.days)?;
         made.push(folder.issue(CLIENT, &[], period(self.days))?);
@@ -191,10 +197,15 @@ fn period(days: u64) -> Duration {
     Duration::from_secs(days * 86_400)
 }
 
+/// Returns a host's names: its file's is the first.
+fn names(host: &str) -> Vec<String> {
+    host.split(',').map(|name| name.trim().to_owned()).collect()
+}
+
 fn issue(folder: &Folder, hosts: &[String], days: u64) -> Result<Vec<TlsFiles>> {
     let mut made = Vec::with_capacity(hosts.len());
     for host in hosts {
-        let names: Vec<String> = host.split(',').map(|name| name.trim().to_owned()).collect();
+        let names = names(host);
         made.push(folder.issue(&names[0], &names, period(days))?);
     }
     Ok(made)

@@ -12,8 +12,8 @@ use std::path::PathBuf;
 
 /// Show what became of a traced request as a tree, or list the newest; or make a workload
 ///
-/// A request is traced when its engine says so (a W3C trace context whose sampled flag is set), or is one of those that `sample` of the cluster file's
-/// the table `traces` picks. Every process keeps its own part for a while; here they are put together. A request's own id finds its trace where
+/// A request is traced when its engine says so (a W3C trace context whose sampled flag is set), or is one of those that `sample` in
+/// the cluster file's `[traces]` picks. Every process keeps its own part for a while; here they are put together. A request's own id finds its trace where
 /// the engine made the one of the other, as the client's `TraceId::of_request` does.
 #[derive(Args, Debug)]
 #[command(args_conflicts_with_subcommands = true)]

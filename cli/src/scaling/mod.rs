@@ -123,13 +123,22 @@ pub(crate) fn carry_out(
     };
     // All at once: nothing goes from one that leaves to another that does.
     let (mut slots_moved, mut came_to, mut unreported) = (0, CameTo::default(), Vec::new());
+    let mut held = Vec::with_capacity(plan.leave.len());
     for name in &plan.leave {
-        slots_moved += drain(name).without_waiting().empty(admin)?.slots;
+        let emptied = drain(name).without_waiting().empty(admin)?;
+        held.push(emptied.slots);
     }
-    for name in &plan.leave {
+    for (name, held) in plan.leave.iter().zip(held) {
         match drain(name).empty(admin)?.came_to {
-            Some(of_one) => came_to.add(&of_one),
-            None => unreported.push(name.clone()),
+            Some(of_one) => {
+                // One that has just come may have been given its slots after they were counted here.
+                slots_moved += of_one.slots.max(held);
+                came_to.add(&of_one);
+            }
+            None => {
+                slots_moved += held;
+                unreported.push(name.clone());
+            }
         }
     }
     if let Some(member) = plan.not_empty(&members(admin)?) {

@@ -96,7 +96,10 @@ impl Consensus {
                     if !group.contains(old) {
                         return Err(RefuseReason::NotThere { peer: old });
                     }
-                    if !group.voters.contains(&old) || old == peer {
+                    if old == peer {
+                        return Err(RefuseReason::OwnPlace { peer });
+                    }
+                    if !group.voters.contains(&old) {
                         return Err(RefuseReason::NotAVoter { peer: old });
                     }
                 } else if group.voters.contains(&peer) {

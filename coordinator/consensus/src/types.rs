@@ -286,6 +286,11 @@ pub enum RefuseReason {
     TooLarge,
     /// Leadership was lost while it was under way. A proposal may still be applied later; a read was not served.
     Lost,
+    /// This peer would take its own place.
+    OwnPlace {
+        /// Which.
+        peer: PeerId,
+    },
     /// This peer has no vote in the group, or is not of it.
     NotAVoter {
         /// Which.

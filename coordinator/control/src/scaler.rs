@@ -2,7 +2,7 @@
 //! time, and recommends a size then. Nothing of it is replicated but those sums, and what sizes would have covered over a day: a new leader
 //! foresees as much and aims as high from them, and knows how devices would do with other room a few minutes later.
 
-use crate::autoscaler::{Autoscaler, Cluster, Recommendation};
+use crate::autoscaler::{Autoscaler, Cluster, Recommendation, Why};
 use crate::predictor::{Figure, Predictor};
 use crate::room;
 use crate::scaling::Scaling;
@@ -152,13 +152,14 @@ impl Scaler {
             AHEAD.into_iter().filter_map(move |steps| {
                 let forecast = self.predictor.forecast(figure, steps)?;
                 let score = self.predictor.score(figure, steps);
+                let is_measured = self.predictor.is_measured(figure);
                 let milli = |value: f64| (value * 1000.0).round() as u64;
                 Some(ForecastReport {
                     figure: figure.name().to_owned(),
                     ahead_s: steps * OBSERVATION_SECONDS as u32,
                     value_milli: milli(forecast.value),
-                    low_milli: milli(forecast.low),
-                    high_milli: milli(forecast.high),
+                    low_milli: if is_measured { milli(forecast.low) } else { 0 },
+                    high_milli: if is_measured { milli(forecast.high) } else { ForecastReport::UNBOUNDED },
                     mase_ppm: ppm(score.mase),
                     coverage_ppm: ppm(score.coverage),
                     season_s: self.predictor.season_seconds(figure) as u32,
@@ -168,7 +169,12 @@ impl Scaler {
         ScalingReport {
             policy: *scaling.policy(),
             members: map.map_or(0, |map| members(map).0),
-            advice: self.said.as_ref().map(advice),
+            // What was said while nothing was to be recommended is no advice once something is.
+            advice: self
+                .said
+                .as_ref()
+                .filter(|said| said.why != Why::Off || scaling.policy().mode == ScalingMode::Off)
+                .map(advice),
             forecasts: forecasts.collect(),
             observations: scaling.observations().len() as u32,
         }
@@ -278,6 +284,41 @@ mod tests {
         let Command::RecordStretch { stretch } = &proposed[2].0 else { panic!("{proposed:?}") };
         assert_eq!((stretch.bucket, stretch.check()), (1000, Ok(())));
         assert_eq!(proposed.len(), 3);
+    }
+
+    #[test]
+    fn what_was_said_while_it_was_off_is_no_advice_when_it_is_on() {
+        let (mut scaler, map, off) = (Scaler::new(), map(1), Scaling::default());
+        let device = DeviceId::new(MemberId(1), 0);
+        for second in 0..=OBSERVATION_SECONDS {
+            scaler.tick(second, &map, [(device, &report(100 * second))].into_iter(), &off);
+        }
+        let said = scaler.report(Some(&map), &off).advice.expect("it was looked at");
+        assert_eq!(said.why, "off");
+        assert_eq!(scaler.report(Some(&map), &acting()).advice, None, "nothing was looked at since");
+    }
+
+    #[test]
+    fn an_interval_is_told_once_enough_has_come_of_what_was_foreseen() {
+        let (mut scaler, mut scaling) = (Scaler::new(), acting());
+        let mut learn = |scaler: &mut Scaler, buckets: std::ops::Range<u64>| {
+            for bucket in buckets {
+                let asked = 30_000 + bucket % 7 * 3_000;
+                scaling.record(Observation { bucket, asked, covered: asked / 2, new_bytes: asked * 64 });
+            }
+            scaler.tick(1000 * OBSERVATION_SECONDS, &map(1), std::iter::empty(), &scaling);
+            scaler.report(None, &scaling).forecasts
+        };
+        let two = learn(&mut scaler, 10..12);
+        assert!(!two.is_empty());
+        for one in &two {
+            assert!(!one.is_bounded() && !one.is_scored(), "two of them were seen: {one:?}");
+        }
+        let more = learn(&mut scaler, 12..60);
+        for one in more.iter().filter(|one| one.ahead_s <= 3600) {
+            assert!(one.is_bounded() && one.is_scored(), "{one:?}");
+            assert!((one.low_milli..=one.high_milli).contains(&one.value_milli), "{one:?}");
+        }
     }
 
     #[test]

@@ -210,6 +210,10 @@ impl RaftActor {
             RefuseReason::Overloaded => WireError::busy("as many proposals as allowed are under way"),
             RefuseReason::TooLarge => WireError::rejected(format_args!("the change is too large")),
             RefuseReason::Lost => WireError::OutcomeUnknown,
+            RefuseReason::OwnPlace { peer } => WireError::rejected(format_args!(
+                "{} cannot take its own place: name another that comes",
+                self.name(peer)
+            )),
             RefuseReason::NotAVoter { peer } => {
                 WireError::rejected(format_args!("{} has no vote among the coordinators", self.name(peer)))
             }

@@ -88,14 +88,14 @@ pub(super) struct Foreseen {
     ahead_s: u32,
     /// What is most likely.
     value: f64,
-    /// Nine of ten times it is not less.
-    low: f64,
-    /// Nor more.
-    high: f64,
-    /// Mean error of such forecasts by that of the value a season before: below 1 is better. 0 before any was scored.
-    mase: f64,
-    /// Share of such intervals that held.
-    coverage: f64,
+    /// Nine of ten times it is not less; none before enough has come of what was foreseen.
+    low: Option<f64>,
+    /// Nor more; likewise.
+    high: Option<f64>,
+    /// Mean error of such forecasts by that of the value a season before: below 1 is better. None before any was scored.
+    mase: Option<f64>,
+    /// Share of such intervals that held; likewise.
+    coverage: Option<f64>,
     /// After how many seconds the figure is taken to come back; 0 if it is not.
     season_s: u32,
 }
@@ -309,14 +309,15 @@ impl Scaling {
 impl Foreseen {
     fn of(forecast: ForecastReport) -> Foreseen {
         let milli = |value: u64| value as f64 / 1000.0;
+        let (is_bounded, is_scored) = (forecast.is_bounded(), forecast.is_scored());
         Foreseen {
             figure: forecast.figure,
             ahead_s: forecast.ahead_s,
             value: milli(forecast.value_milli),
-            low: milli(forecast.low_milli),
-            high: milli(forecast.high_milli),
-            mase: f64::from(forecast.mase_ppm) / 1e6,
-            coverage: f64::from(forecast.coverage_ppm) / 1e6,
+            low: is_bounded.then(|| milli(forecast.low_milli)),
+            high: is_bounded.then(|| milli(forecast.high_milli)),
+            mase: is_scored.then(|| f64::from(forecast.mase_ppm) / 1e6),
+            coverage: is_scored.then(|| f64::from(forecast.coverage_ppm) / 1e6),
             season_s: forecast.season_s,
         }
     }

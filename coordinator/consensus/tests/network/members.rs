@@ -133,6 +133,8 @@ fn what_would_cost_the_majority_or_is_not_caught_up_is_refused() {
     assert!(net.settled.contains(&again), "it is so already");
     let shrinks = promote(&mut net, others[1], Some(others[0]));
     assert_eq!(net.refused[&shrinks], RefuseReason::Votes { peer: others[1] }, "three would become two");
+    let own = promote(&mut net, others[1], Some(others[1]));
+    assert_eq!(net.refused[&own], RefuseReason::OwnPlace { peer: others[1] });
     let silent = promote(&mut net, D, None);
     assert_eq!(net.refused[&silent], RefuseReason::Silent { peer: D });
     // It runs, and misses much at once.

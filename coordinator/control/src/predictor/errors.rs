@@ -130,6 +130,11 @@ impl Errors {
         }
     }
 
+    /// Says whether an interval goes by what was measured, and not by the usual error of one step alone.
+    pub(super) fn is_measured(&self) -> bool {
+        self.horizons.iter().any(|horizon| horizon.outcomes.len() >= ENOUGH)
+    }
+
     /// Returns how good forecasts of the horizon nearest to so many steps were.
     pub(super) fn score(&self, steps: u32) -> Score {
         let nearest = self.horizons.iter().min_by_key(|horizon| horizon.steps.abs_diff(steps));

@@ -188,6 +188,11 @@ impl Predictor {
         (count > 0).then(|| sum / f64::from(count))
     }
 
+    /// Says whether enough of what was said of a figure has come for an interval to be worth telling.
+    pub fn is_measured(&self, figure: Figure) -> bool {
+        self.followed(figure).errors.is_measured()
+    }
+
     /// Returns how good forecasts of a figure so many observations ahead were of late.
     pub fn score(&self, figure: Figure, steps: u32) -> Score {
         self.followed(figure).errors.score(steps)
