@@ -7,7 +7,7 @@ use kvhive_protocol::control::{
 };
 use kvhive_protocol::data::{
     About, Accept, Ack, DataReply, DataRequest, FetchRequest, Fetched, GuestRequest, Hint, MatchRequest,
-    PairRequest, ReceiveRequest, Refusal, ReleaseRequest, Run, StoreBlock, StoreRequest, Stored,
+    PairRequest, PullRequest, ReceiveRequest, Refusal, ReleaseRequest, Run, StoreBlock, StoreRequest, Stored,
     StrategiesRequest,
 };
 use kvhive_protocol::error::WireError;
@@ -174,7 +174,8 @@ fn requests() -> Vec<DataRequest> {
             at: vec![0, 4096],
             fetch: looked_for.clone(),
         })),
-        DataRequest::Guest(Box::new(GuestRequest { fetch: looked_for, limit_ms: 250 })),
+        DataRequest::Guest(Box::new(GuestRequest { fetch: looked_for.clone(), limit_ms: 250 })),
+        DataRequest::Pull(Box::new(PullRequest { fetch: looked_for, start: Some(9), to: Some(device) })),
     ]
 }
 
