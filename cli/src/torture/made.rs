@@ -2,9 +2,9 @@
 
 use super::isolated::FOLDER;
 use super::load;
-use crate::cluster::local::{self, Shape};
+use crate::cluster::local;
 use anyhow::Result;
-use kvhive_config::{Bytes, ClusterConfig};
+use kvhive_config::{Bytes, ClusterConfig, LocalShape};
 
 /// Of the cluster of its own: short, so that nodes are stopped for longer than it in little time.
 const SERVING_LEASE: &str = "4s";
@@ -26,7 +26,7 @@ pub(super) fn prepared(
     write: impl FnOnce(&ClusterConfig) -> Result<String>,
 ) -> Result<(tempfile::TempDir, ClusterConfig)> {
     let folder = tempfile::Builder::new().prefix(&format!("{FOLDER}{}-", std::process::id())).tempdir()?;
-    let shape = Shape {
+    let shape = LocalShape {
         coordinators: 3,
         nodes: 4,
         devices: 1,
@@ -35,7 +35,7 @@ pub(super) fn prepared(
         disk: Bytes(48 << 20),
         block_size: Bytes(load::BLOCK as u64),
         replicas: 2,
-        ..Shape::default()
+        ..LocalShape::default()
     };
     local::prepare(folder.path(), Some(shape), false)?;
     let file = folder.path().join(local::CONFIG_FILE);
