@@ -6,7 +6,9 @@ use super::super::guests::only_the_first_is_a_replica;
 use super::super::share::ask_as_node;
 use super::super::{KIB, Setup, eventually};
 use super::groups::has_made_up_its_mind;
-use super::{BOTH, FIRST, NodeHandle, SECOND, Wrong, blocks, by_nccl, gone_by, in_order, tells};
+use super::{
+    BOTH, CARRIES_WITHIN, FIRST, NodeHandle, SECOND, Wrong, blocks, by_nccl, gone_by, in_order, tells,
+};
 use futures_util::future::join_all;
 use kvhive_protocol::data::{Ack, DataReply, DataRequest, ReceiveRequest, StoreRequest};
 use kvhive_protocol::links::PairState;
@@ -111,32 +113,42 @@ async fn what_nobody_has_asked_for_is_no_guest() {
 /// whatever it takes to come to that: each is answered in time, by the right bytes or a miss, and nobody's frames are lost.
 async fn visits_go_on(node: &'static str, call: &str, wrong: &str) {
     let setup = Setup { wrong: Some(Wrong::at(node, wrong)), ..by_nccl() };
-    let (_coordinator, nodes) = with_blocks::<3>(&setup, 16).await;
+    let planned = setup.wrong.as_ref().expect("something goes wrong");
+    let (_coordinator, nodes) = with_blocks::<3>(&setup, 1).await;
     let free = [1, 2].map(|at| passing(&nodes[at]));
+    let mut writer = nodes[0].ask().await;
     let mut askers = [nodes[1].ask().await, nodes[2].ask().await];
-    let mut came = 0;
-    for from in 0..8 {
-        let numbers = [from * 2, from * 2 + 1];
+    let (began, mut came, mut batches) = (Instant::now(), 0, 0);
+    // On a busy machine a pair may have to be made more than once before it comes to that.
+    while batches < 8 || !planned.has_come_to(call) {
+        assert!(began.elapsed() < CARRIES_WITHIN, "{wrong} at {node}: it has not come to that");
+        let numbers = [1 + batches * 2, 2 + batches * 2];
+        assert_eq!(writer.store(&blocks(numbers[0], 2), Ack::All).await, Ok(vec![kept(1); 2]));
         let visits = askers.iter_mut().map(|asker| async {
             let begun = Instant::now();
             (asker.visit(&numbers, LIMIT_MS).await, begun.elapsed())
         });
         for (answer, took) in join_all(visits).await {
-            assert!(took <= LIMIT + Duration::from_millis(100), "{wrong} at {node}, batch {from}: {took:?}");
+            assert!(
+                took <= LIMIT + Duration::from_millis(100),
+                "{wrong} at {node}, batch {batches}: {took:?}"
+            );
             for (number, one) in numbers.iter().zip(answer.expect("it is answered")) {
                 came += usize::from(one.is_some());
                 assert!(one.is_none_or(|found| found == bytes(*number)), "{wrong} at {node}: block {number}");
             }
         }
         eventually("pairs stand, or are found to be of no use", || has_made_up_its_mind(&nodes[0])).await;
+        if batches >= 8 {
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
+        batches += 1;
     }
-    let planned = setup.wrong.as_ref().expect("something goes wrong");
-    eventually("what was planned has gone wrong", || planned.has_come_to(call)).await;
     for (node, free) in nodes[1..].iter().zip(free) {
         eventually("all frames are free again", || passing(node) == free).await;
     }
     nodes[0].settles("nobody reads", |stats| stats.readers == 0).await;
-    println!("{wrong} at {node}: {came} of 32 came");
+    println!("{wrong} at {node}: {came} of {} came", batches * 4);
 }
 
 macro_rules! calls {
