@@ -57,7 +57,7 @@ pub use config::{
     TokenSource,
 };
 pub use keys::{SHRINKING_STRATEGIES, STRATEGIES, TOKEN_VARIABLE};
-pub use local::LocalCluster;
+pub use local::{LocalCluster, LocalShape};
 pub use mode::{Codec, DiskAdmission, Mode, Tuning};
 pub use node::{BlockClass, DeviceConfig, DeviceKind, NcclSettings, NodeConfig, RedisSettings};
 pub use problem::{ConfigError, Origin, Problem};

@@ -729,7 +729,8 @@ fn a_device_tier_on_a_gpu_is_read_and_written() {
     assert_eq!(kinds(&config).last(), Some(&("auto", 3)));
     let again = ClusterConfig::from_toml(&config.to_toml().expect("it lists its nodes"), []);
     assert_eq!(again, Ok(config));
-    let local = kvhive_config::LocalCluster { device_kind: DeviceKind::Cuda, ..Default::default() };
+    let shape = kvhive_config::LocalShape { device_kind: DeviceKind::Cuda, ..Default::default() };
+    let local = kvhive_config::LocalCluster { shape, ..Default::default() };
     let local = local.config().expect("the usual one, on GPUs");
     assert_eq!(kinds(&local), [("cuda", 0), ("cuda", 1)], "each takes the next");
 }

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use kvhive_config::{Bytes, ClusterConfig, DeviceKind, LocalCluster};
+use kvhive_config::{Bytes, ClusterConfig, DeviceKind, LocalCluster, LocalShape};
 use proptest::prelude::*;
 use std::fmt::Write;
 
@@ -155,15 +155,15 @@ proptest! {
 
     #[test]
     fn any_wish_for_a_local_cluster_is_an_answer(
-        coordinators in 0u32..9, nodes in 0u32..20, devices_per_node in 0u32..20, memory in any::<u64>(), host in any::<u64>(),
+        coordinators in 0u32..9, nodes in 0u32..20, devices in 0u32..20, memory in any::<u64>(), host in any::<u64>(),
         block in any::<u64>(), replicas in any::<u32>(), base_dir in any::<String>(), ports in proptest::collection::vec(any::<u16>(), 0..60),
         strategy in any::<Option<String>>(),
     ) {
-        let wish = LocalCluster {
-            coordinators, nodes, devices_per_node, device_kind: DeviceKind::ALL[replicas as usize % 3], device_memory: Bytes(memory), host_memory: Bytes(host), disk: Bytes(0),
-            block_size: Bytes(block), replicas, base_dir, ports,
-            strategy, tls: false,
+        let shape = LocalShape {
+            coordinators, nodes, devices, device_kind: DeviceKind::ALL[replicas as usize % 3], device_memory: Bytes(memory), host_memory: Bytes(host), disk: Bytes(0),
+            block_size: Bytes(block), replicas, strategy, tls: false,
         };
+        let wish = LocalCluster { shape, base_dir, ports };
         if let Ok(config) = wish.config() {
             prop_assert_eq!(config.nodes.len(), nodes as usize);
         }
@@ -181,8 +181,7 @@ fn a_deeply_nested_value_is_refused_without_exhausting_the_stack() {
 #[test]
 fn the_largest_cluster_survives_being_written() {
     let many = LocalCluster {
-        nodes: 1024,
-        devices_per_node: 16,
+        shape: LocalShape { nodes: 1024, devices: 16, ..LocalShape::default() },
         ports: (1..=2054).map(|at| 3000 + at).collect(),
         ..LocalCluster::default()
     };

@@ -1,14 +1,13 @@
 //! `kvhive bench data`: a real node behind real sockets, next to TCP alone.
 
 use super::baseline::Baseline;
-use super::private::Private;
+use super::private::{Private, one_device};
 use super::{Row, cpu};
-use crate::cluster::local::Shape;
 use crate::commands;
 use crate::report::Latencies;
 use anyhow::{Result, bail};
 use kvhive_client::{Client, ClientConfig, NamespaceClient, Prefix, StoreOptions};
-use kvhive_config::{Bytes, DeviceKind};
+use kvhive_config::LocalShape;
 use kvhive_protocol::Layout;
 use std::time::Instant;
 
@@ -138,20 +137,7 @@ pub(super) struct Throughput {
 
 impl Throughput {
     pub(super) fn start(block_bytes: u64, tls: bool) -> Result<Throughput> {
-        let private = Private::start(Shape {
-            coordinators: 1,
-            nodes: 1,
-            devices: 1,
-            device_kind: DeviceKind::Host,
-            device_memory: Bytes(DEVICE_BYTES),
-            host_memory: Bytes(0),
-            disk: Bytes(0),
-            block_size: Bytes(block_bytes),
-            replicas: 1,
-            // A strategy that declines what never comes back would leave nothing to measure.
-            strategy: Some("lru".to_owned()),
-            tls,
-        })?;
+        let private = Private::start(LocalShape { tls, ..one_device(DEVICE_BYTES, block_bytes) })?;
         let runtime = commands::runtime()?;
         let client = runtime.block_on(private.client(|config| config.connections_per_member = 1))?;
         let layout = Layout::opaque(block_bytes as u32, 16);
@@ -282,20 +268,7 @@ impl Throughput {
 
 fn latency(runs: u32, tls: bool) -> Result<Row> {
     const BYTES: usize = 4096;
-    let private = Private::start(Shape {
-        coordinators: 1,
-        nodes: 1,
-        devices: 1,
-        device_kind: DeviceKind::Host,
-        device_memory: Bytes(64 << 20),
-        host_memory: Bytes(0),
-        disk: Bytes(0),
-        block_size: Bytes(BYTES as u64),
-        replicas: 1,
-        // A strategy that declines what never comes back would leave nothing to measure.
-        strategy: Some("lru".to_owned()),
-        tls,
-    })?;
+    let private = Private::start(LocalShape { tls, ..one_device(64 << 20, BYTES as u64) })?;
     // As a serving process would that awaits one block: no other thread between it and the socket.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let client = runtime.block_on(private.client(|config| config.connections_per_member = 1))?;

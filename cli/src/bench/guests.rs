@@ -2,14 +2,13 @@
 //! the same ranks that each ask the replicas.
 
 use super::Row;
-use super::private::Private;
+use super::private::{Private, one_device};
 use super::stored::{BLOCK_BYTES, BLOCKS, Stored};
-use crate::cluster::local::Shape;
 use crate::commands;
 use crate::report::Latencies;
 use anyhow::Result;
 use kvhive_client::Client;
-use kvhive_config::{Bytes, DeviceKind};
+use kvhive_config::LocalShape;
 use std::time::Instant;
 use tokio::task::JoinSet;
 
@@ -22,22 +21,8 @@ const NEAR: &str = "node-3";
 pub(super) fn run(runs: u32) -> Result<Vec<Row>> {
     let runtime = commands::runtime()?;
     let set = PREFIXES * BLOCKS as u64 * BLOCK_BYTES;
-    let private = Private::start_with(
-        Shape {
-            coordinators: 1,
-            nodes: NODES,
-            devices: 1,
-            device_kind: DeviceKind::Host,
-            device_memory: Bytes(set * 2),
-            host_memory: Bytes(0),
-            disk: Bytes(0),
-            block_size: Bytes(BLOCK_BYTES),
-            replicas: 1,
-            strategy: Some("lru".to_owned()),
-            tls: false,
-        },
-        |_| Vec::new(),
-    )?;
+    let private =
+        Private::start_with(LocalShape { nodes: NODES, ..one_device(set * 2, BLOCK_BYTES) }, |_| Vec::new())?;
     let writer = runtime.block_on(private.client(|_| {}))?;
     let (mut near, mut far) = (Vec::new(), Vec::new());
     for _ in 0..RANKS {

@@ -3,13 +3,11 @@
 
 use super::Row;
 use super::memory::{configured_bytes, figure, resident_bytes};
-use super::private::Private;
+use super::private::{Private, one_device};
 use super::stored::{BLOCK_BYTES, BLOCKS};
-use crate::cluster::local::Shape;
 use crate::commands;
 use anyhow::{Context, Result, bail};
 use kvhive_client::{Client, StoreOptions};
-use kvhive_config::{Bytes, DeviceKind};
 use kvhive_protocol::data::{Accept, DataReply, DataRequest, FetchRequest, Run};
 use kvhive_protocol::frame::{FRAME_HEADER_BYTES, Kind, encode_frame};
 use kvhive_protocol::handshake::{Role, TokenKey};
@@ -52,19 +50,7 @@ pub(super) fn run() -> Result<Vec<Row>> {
             .with_context(|| format!("this process cannot open {FILES} files"))?;
     }
     let private = Private::start_with(
-        Shape {
-            coordinators: 1,
-            nodes: 1,
-            devices: 1,
-            device_kind: DeviceKind::Host,
-            device_memory: Bytes(PREFIXES * BLOCKS as u64 * BLOCK_BYTES * 5 / 4),
-            host_memory: Bytes(0),
-            disk: Bytes(0),
-            block_size: Bytes(BLOCK_BYTES),
-            replicas: 1,
-            strategy: Some("lru".to_owned()),
-            tls: false,
-        },
+        one_device(PREFIXES * BLOCKS as u64 * BLOCK_BYTES * 5 / 4, BLOCK_BYTES),
         |config| {
             let over = |id: &str| {
                 format!("KVHIVE_NODE__{}__MAX_CONNECTIONS", id.to_ascii_uppercase().replace('-', "_"))

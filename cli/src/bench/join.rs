@@ -1,15 +1,14 @@
 //! What a node that joins does to those who read meanwhile, and what is moved for it: fetches, one after the other, before it
 //! comes and until its share of the blocks is there.
 
-use super::private::Private;
+use super::private::{Private, one_device};
 use super::stored::{BLOCK_BYTES, BLOCKS, Stored};
 use super::{Row, quantile};
-use crate::cluster::local::Shape;
 use crate::commands;
 use crate::report::Latencies;
 use anyhow::{Result, bail};
 use kvhive_client::Client;
-use kvhive_config::{Bytes, DeviceKind};
+use kvhive_config::LocalShape;
 use kvhive_protocol::SLOTS;
 use kvhive_protocol::map::ClusterMap;
 use std::time::{Duration, Instant};
@@ -26,19 +25,10 @@ const LIMIT: Duration = Duration::from_secs(120);
 pub(super) fn run(runs: u32) -> Result<Vec<Row>> {
     let runtime = commands::runtime()?;
     let mut private = Private::start_with(
-        Shape {
-            coordinators: 1,
+        // Any one of them could hold everything.
+        LocalShape {
             nodes: NODES,
-            devices: 1,
-            // Any one of them could hold everything.
-            device_kind: DeviceKind::Host,
-            device_memory: Bytes(PREFIXES * BLOCKS as u64 * BLOCK_BYTES * 5 / 4),
-            host_memory: Bytes(0),
-            disk: Bytes(0),
-            block_size: Bytes(BLOCK_BYTES),
-            replicas: 1,
-            strategy: Some("lru".to_owned()),
-            tls: false,
+            ..one_device(PREFIXES * BLOCKS as u64 * BLOCK_BYTES * 5 / 4, BLOCK_BYTES)
         },
         |_| vec![("KVHIVE_CLUSTER__REPAIR_AFTER".to_owned(), "1s".to_owned())],
     )?;

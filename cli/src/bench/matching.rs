@@ -1,14 +1,12 @@
 //! `kvhive bench match`: prefix matches through the network, and within one shard (`resident`).
 
 use super::baseline::Baseline;
-use super::private::Private;
+use super::private::{Private, one_device};
 use super::{Row, resident};
-use crate::cluster::local::Shape;
 use crate::commands;
 use crate::report::Latencies;
 use anyhow::{Result, bail};
 use kvhive_client::StoreOptions;
-use kvhive_config::{Bytes, DeviceKind};
 use kvhive_protocol::Layout;
 use std::time::{Duration, Instant};
 
@@ -25,20 +23,7 @@ pub(super) fn run(runs: u32) -> Result<Vec<Row>> {
 
 fn network(runs: u32) -> Result<Row> {
     const BYTES: usize = 4096;
-    let private = Private::start(Shape {
-        coordinators: 1,
-        nodes: 1,
-        devices: 1,
-        device_kind: DeviceKind::Host,
-        device_memory: Bytes(64 << 20),
-        host_memory: Bytes(0),
-        disk: Bytes(0),
-        block_size: Bytes(BYTES as u64),
-        replicas: 1,
-        // A strategy that declines what never comes back would leave nothing to measure.
-        strategy: Some("lru".to_owned()),
-        tls: false,
-    })?;
+    let private = Private::start(one_device(64 << 20, BYTES as u64))?;
     let runtime = commands::runtime()?;
     let client = runtime.block_on(private.client(|config| config.connections_per_member = 1))?;
     let blocks = client.namespace("default", "bench", Layout::opaque(BYTES as u32, 16), 0)?;

@@ -2,12 +2,10 @@
 //! what its configuration says.
 
 use super::Row;
-use super::private::Private;
-use crate::cluster::local::Shape;
+use super::private::{Private, one_device};
 use crate::commands;
 use anyhow::{Context, Result, bail};
 use kvhive_client::StoreOptions;
-use kvhive_config::{Bytes, DeviceKind};
 use kvhive_protocol::Layout;
 
 const BLOCK_BYTES: u64 = 16 << 10;
@@ -16,19 +14,7 @@ const STORES: u64 = 1_000_000;
 const BATCH: usize = 500;
 
 pub(super) fn run() -> Result<Vec<Row>> {
-    let private = Private::start(Shape {
-        coordinators: 1,
-        nodes: 1,
-        devices: 1,
-        device_kind: DeviceKind::Host,
-        device_memory: Bytes(FRAMES * BLOCK_BYTES),
-        host_memory: Bytes(0),
-        disk: Bytes(0),
-        block_size: Bytes(BLOCK_BYTES),
-        replicas: 1,
-        strategy: Some("lru".to_owned()),
-        tls: false,
-    })?;
+    let private = Private::start(one_device(FRAMES * BLOCK_BYTES, BLOCK_BYTES))?;
     let runtime = commands::runtime()?;
     let client = runtime.block_on(private.client(|_| {}))?;
     let blocks = client.namespace("default", "bench", Layout::opaque(BLOCK_BYTES as u32, 16), 0)?;

@@ -2,11 +2,11 @@
 
 use super::private::Private;
 use super::{Row, quantile};
-use crate::cluster::local::Shape;
 use crate::commands;
 use crate::report::Latencies;
 use anyhow::{Context, Result, bail};
 use kvhive_client::{ClientConfig, Coordinators};
+use kvhive_config::LocalShape;
 use kvhive_protocol::control::Command;
 use kvhive_protocol::data::Ack;
 use kvhive_protocol::handshake::{Role, TokenKey};
@@ -27,7 +27,7 @@ const ENTRY_BYTES: usize = 128;
 const KILLS: usize = 20;
 
 pub(super) fn run(runs: u32) -> Result<Vec<Row>> {
-    let shape = Shape { coordinators: 3, nodes: 1, devices: 1, ..Shape::default() };
+    let shape = LocalShape { coordinators: 3, nodes: 1, devices: 1, ..LocalShape::default() };
     let mut private = Private::start(shape)?;
     let runtime = commands::runtime()?;
     let mut rows = Vec::new();
@@ -56,7 +56,7 @@ pub(super) fn run(runs: u32) -> Result<Vec<Row>> {
 
 /// Commits in turn with another system, which `command` drives.
 pub(super) fn against(runs: u32, command: &str, name: &str) -> Result<Vec<Row>> {
-    let shape = Shape { coordinators: 3, nodes: 1, devices: 1, ..Shape::default() };
+    let shape = LocalShape { coordinators: 3, nodes: 1, devices: 1, ..LocalShape::default() };
     let private = Private::start(shape)?;
     let runtime = commands::runtime()?;
     let mut rows = Vec::new();

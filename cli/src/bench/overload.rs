@@ -2,14 +2,12 @@
 //! loop), at four fifths and at three times of what a closed loop gets, and whether all is well again afterwards without anybody's help.
 //! The same by many clients, none of which knows how many there are; and what a tenant that asks for little gets while another one floods.
 
-use super::private::Private;
+use super::private::{Private, one_device};
 use super::{Bar, Row, quantile};
-use crate::cluster::local::Shape;
 use crate::commands;
 use crate::report::Latencies;
 use anyhow::{Context, Result, bail};
 use kvhive_client::{NamespaceClient, Prefix, StoreOptions};
-use kvhive_config::{Bytes, DeviceKind};
 use kvhive_protocol::Layout;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -195,19 +193,7 @@ impl Load {
 
 pub(super) fn run(runs: u32) -> Result<Vec<Row>> {
     let runtime = commands::runtime()?;
-    let private = Private::start(Shape {
-        coordinators: 1,
-        nodes: 1,
-        devices: 1,
-        device_kind: DeviceKind::Host,
-        device_memory: Bytes(PREFIXES as u64 * BLOCKS as u64 * BLOCK_BYTES * 4),
-        host_memory: Bytes(0),
-        disk: Bytes(0),
-        block_size: Bytes(BLOCK_BYTES),
-        replicas: 1,
-        strategy: Some("lru".to_owned()),
-        tls: false,
-    })?;
+    let private = Private::start(one_device(PREFIXES as u64 * BLOCKS as u64 * BLOCK_BYTES * 4, BLOCK_BYTES))?;
     // Of the tenant that asks for little: its calls wait for nobody else's in this process.
     let own = commands::runtime()?;
     let load = Arc::new(runtime.block_on(Load::of(&private, "default", CLIENTS))?);

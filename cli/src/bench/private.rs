@@ -1,11 +1,26 @@
 //! A cluster of a benchmark's own, in a temporary folder, gone when the benchmark ends.
 
 use crate::admin::{Admin, Target};
-use crate::cluster::local::{self, Cluster, Shape};
+use crate::cluster::local::{self, Cluster};
 use crate::trust;
 use anyhow::{Context, Result};
 use kvhive_client::{Client, ClientConfig};
-use kvhive_config::ClusterConfig;
+use kvhive_config::{Bytes, ClusterConfig, LocalShape};
+
+/// Returns the shape of one coordinator and one node, whose one device has so many bytes of host memory and no other tier.
+pub(crate) fn one_device(device_memory: u64, block_size: u64) -> LocalShape {
+    LocalShape {
+        coordinators: 1,
+        nodes: 1,
+        devices: 1,
+        device_memory: Bytes(device_memory),
+        host_memory: Bytes(0),
+        block_size: Bytes(block_size),
+        // A strategy that declines what never comes back would leave nothing to measure.
+        strategy: Some("lru".to_owned()),
+        ..LocalShape::default()
+    }
+}
 
 /// A private cluster and how to reach it.
 pub(crate) struct Private {
@@ -19,7 +34,7 @@ impl Private {
     ///
     /// # Errors
     /// When it does not start.
-    pub(crate) fn start(shape: Shape) -> Result<Private> {
+    pub(crate) fn start(shape: LocalShape) -> Result<Private> {
         Private::start_with(shape, |_| Vec::new())
     }
 
@@ -44,7 +59,7 @@ impl Private {
     /// # Errors
     /// When it does not start.
     pub(crate) fn start_with(
-        shape: Shape,
+        shape: LocalShape,
         adjust: impl FnOnce(&ClusterConfig) -> Vec<(String, String)>,
     ) -> Result<Private> {
         let folder = tempfile::Builder::new().prefix("kvhive-bench-").tempdir()?;

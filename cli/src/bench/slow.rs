@@ -1,14 +1,13 @@
 //! What one slow replica does to reads: fetches from two nodes that both hold everything, with and without a tenth of a second
 //! added to whatever one of them says.
 
-use super::private::Private;
+use super::private::{Private, one_device};
 use super::stored::{BLOCK_BYTES, BLOCKS, Stored};
 use super::{Row, quantile};
-use crate::cluster::local::Shape;
 use crate::commands;
 use crate::report::Latencies;
 use anyhow::{Context, Result};
-use kvhive_config::{Bytes, DeviceKind};
+use kvhive_config::LocalShape;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,18 +30,10 @@ pub(super) fn run(runs: u32) -> Result<Row> {
     let runtime = commands::runtime()?;
     let mut behind = None;
     let private = Private::start_with(
-        Shape {
-            coordinators: 1,
+        LocalShape {
             nodes: 2,
-            devices: 1,
-            device_kind: DeviceKind::Host,
-            device_memory: Bytes(PREFIXES * BLOCKS as u64 * BLOCK_BYTES * 2),
-            host_memory: Bytes(0),
-            disk: Bytes(0),
-            block_size: Bytes(BLOCK_BYTES),
             replicas: 2,
-            strategy: Some("lru".to_owned()),
-            tls: false,
+            ..one_device(PREFIXES * BLOCKS as u64 * BLOCK_BYTES * 2, BLOCK_BYTES)
         },
         |config| {
             let Some(node) = config.nodes.get(1) else { return Vec::new() };

@@ -11,12 +11,11 @@
 use super::end::{end, signal, stop_limit};
 use super::lock::{is_locked, lock};
 use super::memory;
-pub(crate) use super::shape::Shape;
 use crate::report;
 use crate::trust;
 use anyhow::{Context, Result, bail};
 pub(crate) use begin::{Begin, Begins};
-use kvhive_config::{ClusterConfig, LocalCluster};
+use kvhive_config::{ClusterConfig, LocalCluster, LocalShape};
 use ports::PortTaken;
 pub(crate) use ports::{PORT_IS_TAKEN, is_port_taken, start};
 pub(crate) use resize::wish;
@@ -145,7 +144,7 @@ impl Running {
 ///
 /// # Errors
 /// When the folder cannot be written, or holds a cluster already and `shape` asks for another.
-pub(crate) fn prepare(dir: &Path, shape: Option<Shape>, fresh: bool) -> Result<bool> {
+pub(crate) fn prepare(dir: &Path, shape: Option<LocalShape>, fresh: bool) -> Result<bool> {
     if is_locked(dir)? {
         bail!(
             "a cluster already runs in {}; stop it with `kvhive down --dir {}`",
@@ -207,23 +206,10 @@ pub(crate) fn prepare(dir: &Path, shape: Option<Shape>, fresh: bool) -> Result<b
 }
 
 /// Makes the configuration of a cluster of this shape.
-fn describe(dir: &Path, shape: Shape) -> Result<ClusterConfig> {
+fn describe(dir: &Path, shape: LocalShape) -> Result<ClusterConfig> {
     let base_dir = std::path::absolute(dir)?.join("data").display().to_string();
-    let cluster = LocalCluster {
-        coordinators: shape.coordinators,
-        nodes: shape.nodes,
-        devices_per_node: shape.devices,
-        device_kind: shape.device_kind,
-        device_memory: shape.device_memory,
-        host_memory: shape.host_memory,
-        disk: shape.disk,
-        block_size: shape.block_size,
-        replicas: shape.replicas,
-        strategy: shape.strategy,
-        tls: shape.tls,
-        base_dir,
-        ports: ports::pick(shape.coordinators, shape.nodes)?,
-    };
+    let ports = ports::pick(shape.coordinators, shape.nodes)?;
+    let cluster = LocalCluster { shape, base_dir, ports };
     Ok(cluster.config()?)
 }
 

@@ -75,7 +75,7 @@ pub(super) fn taking(config: &ClusterConfig) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kvhive_config::{Bytes, LocalCluster};
+    use kvhive_config::{Bytes, LocalCluster, LocalShape};
 
     #[test]
     fn memory_is_the_least_of_what_the_host_and_the_group_have() {
@@ -97,20 +97,21 @@ mod tests {
 
     #[test]
     fn what_all_devices_of_a_local_cluster_take_together_must_be_there_and_is_waited_for() {
-        let cluster = LocalCluster {
+        let shape = LocalShape {
             nodes: 2,
-            devices_per_node: 2,
+            devices: 2,
             device_memory: Bytes(4 << 30),
             host_memory: Bytes(1 << 30),
-            ..LocalCluster::default()
+            ..LocalShape::default()
         };
-        let config = cluster.config().expect("it is right");
+        let cluster = |shape| LocalCluster { shape, ..LocalCluster::default() };
+        let config = cluster(shape.clone()).config().expect("it is right");
         assert!(check_by(&config, Some(20 << 30)).is_ok() && check_by(&config, None).is_ok());
         let refused = check_by(&config, Some((20 << 30) - 1)).expect_err("a byte is lacking").to_string();
         assert!(refused.starts_with("the nodes would take 20.0 GiB of memory"), "{refused}");
         assert!(refused.contains("4 devices of 2 nodes"), "{refused}");
         assert_eq!(taking(&config), Duration::from_secs(320));
-        let on_gpus = LocalCluster { device_kind: DeviceKind::Auto, ..cluster };
+        let on_gpus = cluster(LocalShape { device_kind: DeviceKind::Auto, ..shape });
         assert_eq!(taken(&on_gpus.config().expect("it is right")), 4 << 30);
     }
 }

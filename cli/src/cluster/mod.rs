@@ -6,7 +6,6 @@ mod lock;
 pub(crate) mod memory;
 pub(crate) mod place;
 pub(crate) mod process;
-mod shape;
 
 #[cfg(test)]
 mod modes_test;

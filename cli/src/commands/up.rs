@@ -1,13 +1,13 @@
 //! `kvhive up`: a whole cluster on this machine, or one process of a cluster file.
 
-use crate::cluster::local::{self, Shape};
+use crate::cluster::local;
 use crate::cluster::process;
 use crate::report;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use indicatif::{ProgressBar, ProgressStyle};
-use kvhive_config::{Bytes, DeviceKind, Newcomer};
+use kvhive_config::{Bytes, DeviceKind, LocalShape, Newcomer};
 use std::collections::BTreeMap;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -126,7 +126,7 @@ impl Up {
     }
 
     /// Returns the shape that was asked for, if any of it was.
-    fn shape(&self) -> Option<Shape> {
+    fn shape(&self) -> Option<LocalShape> {
         let asked = self.coordinators.is_some()
             || self.nodes.is_some()
             || self.devices.is_some()
@@ -138,8 +138,8 @@ impl Up {
             || self.replicas.is_some()
             || self.strategy.is_some()
             || self.tls;
-        let usual = Shape::default();
-        asked.then(|| Shape {
+        let usual = LocalShape::default();
+        asked.then(|| LocalShape {
             coordinators: self.coordinators.unwrap_or(usual.coordinators),
             nodes: self.nodes.unwrap_or(usual.nodes),
             devices: self.devices.unwrap_or(usual.devices),

@@ -146,13 +146,14 @@ fn with_nodes(text: &str, wanted: &BTreeSet<String>) -> Result<String> {
 mod tests {
     use super::*;
     use crate::cluster::local::Begin;
-    use kvhive_config::LocalCluster;
+    use kvhive_config::{LocalCluster, LocalShape};
     use std::collections::BTreeMap;
 
     #[test]
     fn a_file_gets_the_nodes_that_are_wished_and_is_one_again() {
         let ports = (1..=64).map(|at| 20_000 + at).collect();
-        let cluster = LocalCluster { coordinators: 1, nodes: 2, ports, ..LocalCluster::default() };
+        let shape = LocalShape { coordinators: 1, nodes: 2, ..LocalShape::default() };
+        let cluster = LocalCluster { shape, ports, ..LocalCluster::default() };
         let text = cluster.config().expect("it is right").to_toml().expect("it lists its nodes");
         let ids = |text: &str| {
             let config = ClusterConfig::from_toml(text, std::iter::empty()).expect("a cluster file");
@@ -172,7 +173,8 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         fs::create_dir(folder.path().join("logs")).expect("a folder");
         let ports = (1..=64).map(|at| 20_000 + at).collect();
-        let config = LocalCluster { coordinators: 1, nodes: 2, ports, ..LocalCluster::default() };
+        let shape = LocalShape { coordinators: 1, nodes: 2, ..LocalShape::default() };
+        let config = LocalCluster { shape, ports, ..LocalCluster::default() };
         let config = config.config().expect("it is right");
         let ends =
             |code: u8| Begin { words: ["sh", "-c", &format!("exit {code}")].map(str::to_owned).into() };
