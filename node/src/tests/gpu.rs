@@ -119,7 +119,7 @@ fn a_frame_of_one_gpu_is_copied_to_one_of_another() {
         let classes = vec![ClassConfig { frame_bytes: 64 << 10, share: 1 }];
         let memory = DeviceMemory::Cuda(at);
         let config = DeviceConfig { memory, device_bytes: 1 << 20, host_bytes: 0, disk_bytes: 0, classes };
-        Memory::take(0, &config, false, Patience::default()).expect("there is room").0
+        Memory::take(0, &config, false, (Patience::default(), 0)).expect("there is room").0
     };
     let (one, other) = (memory(0), memory(1));
     let take = |memory: &Memory| memory.take_frame(Tier::Device, 0, 50_000).expect("a frame is free");
