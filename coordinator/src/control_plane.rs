@@ -176,6 +176,7 @@ fn whose(request: &ControlRequest) -> (&'static [Role], &'static str) {
                 | Command::DeleteTenant { .. }
                 | Command::RemoveMember { .. }
                 | Command::SetTenantRules { .. }
+                | Command::WeighTenant { .. }
                 | Command::SetDrains { .. }
                 | Command::Empty { .. }
                 | Command::EmptyForSize { .. }

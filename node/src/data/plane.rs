@@ -172,8 +172,8 @@ impl DataPlane {
         until: Instant,
     ) -> Result<Turn, WireError> {
         let _waiting = span.part("turn");
-        let wanted =
-            Wanted { tenant, bytes, left: until.saturating_duration_since(Instant::now()), is_part: false };
+        let left = until.saturating_duration_since(Instant::now());
+        let wanted = Wanted { tenant, weight: self.view.weight_of(tenant), bytes, left, is_part: false };
         self.turns.take(wanted).await.ok_or(WireError::Deadline)
     }
 
@@ -194,6 +194,7 @@ impl DataPlane {
         let turns = self.turns_of.get(usize::from(device.index))?;
         let wanted = Wanted {
             tenant,
+            weight: self.view.weight_of(tenant),
             bytes: Some(bytes),
             left: until.saturating_duration_since(Instant::now()),
             is_part: false,
