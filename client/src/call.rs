@@ -98,6 +98,10 @@ pub(crate) fn answer_limits(request: &DataRequest, block_bytes: u64) -> FrameLim
             let blocks = request.fetch.keys.len();
             (blocks.saturating_mul(FETCHED_BYTES), block_bytes.saturating_mul(blocks as u64))
         }
+        DataRequest::Pull(request) => {
+            let blocks = request.fetch.keys.len();
+            (blocks.saturating_mul(FETCHED_BYTES), block_bytes.saturating_mul(blocks as u64))
+        }
         DataRequest::Store(request) => (request.blocks.len().saturating_mul(VERDICT_BYTES), 0),
         DataRequest::Carry(request) => (request.store.blocks.len().saturating_mul(VERDICT_BYTES), 0),
         DataRequest::Gather(request) => (request.store.blocks.len().saturating_mul(VERDICT_BYTES), 0),

@@ -308,6 +308,7 @@ fn node_limits(section: &Section<'_>, ledger: &mut Ledger) -> NodeLimits {
             max_pairs: nccl_pairs,
             max_ctas: nccl_ctas as u32,
             buffer: section.read(ledger, "nccl_buffer", parse::size).unwrap_or_default(),
+            guest_memory: section.read(ledger, "nccl_guest_memory", parse::size).unwrap_or_default(),
         },
         mode,
         tuning: tuning(section, chosen, ledger),

@@ -79,6 +79,8 @@ pub struct NcclSettings {
     pub max_ctas: u32,
     /// Bytes of each of NCCL's buffers.
     pub buffer: Bytes,
+    /// Memory of each GPU that blocks of other nodes' slots pass; 0 for none.
+    pub guest_memory: Bytes,
 }
 
 /// How a node speaks Redis.

@@ -147,6 +147,7 @@ fn node(out: &mut Lines, one: &NodeConfig) {
     out.plain("nccl_max_pairs", one.nccl.max_pairs);
     out.plain("nccl_max_ctas", one.nccl.max_ctas);
     out.text("nccl_buffer", &one.nccl.buffer.to_string());
+    out.text("nccl_guest_memory", &one.nccl.guest_memory.to_string());
     out.text("mode", one.mode.as_str());
     out.text("strategy", one.tuning.strategy);
     out.plain("prefetch_blocks", one.tuning.prefetch_blocks);

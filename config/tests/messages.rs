@@ -716,7 +716,7 @@ fn every_key_of_the_reference_is_read() {
             "{section}.{key}: {found:#?}"
         );
     }
-    assert_eq!(keys, 14 + 3 + 10 + 3 + 3 + 9 + 39 + 5);
+    assert_eq!(keys, 14 + 3 + 10 + 3 + 3 + 9 + 40 + 5);
 }
 
 #[test]

@@ -176,6 +176,7 @@ fn whose(request: &ControlRequest) -> (&'static [Role], &'static str) {
                 | Command::DeleteTenant { .. }
                 | Command::RemoveMember { .. }
                 | Command::SetTenantRules { .. }
+                | Command::WeighTenant { .. }
                 | Command::SetDrains { .. }
                 | Command::Empty { .. }
                 | Command::EmptyForSize { .. }
@@ -225,6 +226,7 @@ mod tests {
     use super::*;
     use kvhive_protocol::control::Registration;
     use kvhive_protocol::emptying::{Losses, LostBlock};
+    use kvhive_protocol::load::GuestLoad;
     use kvhive_protocol::trace::TraceAsk;
     use kvhive_protocol::{EventKind, Generation, MemberId, Note, RequestId, Subject, TenantId};
 
@@ -294,6 +296,12 @@ mod tests {
             given: vec![Default::default(); MAX_EMPTIED_TOLD],
             displaced: vec![Default::default(); MAX_EMPTIED_TOLD],
             losses: (0..MAX_EMPTIED_TOLD).map(losses).collect(),
+            guests: GuestLoad {
+                blocks: u64::MAX,
+                bytes: u64::MAX,
+                given_blocks: u64::MAX,
+                fetched_blocks: u64::MAX,
+            },
             ..DeviceLoad::default()
         };
         let (member, generation, epoch) = (MemberId(1), Generation(1), Epoch(1));

@@ -1,7 +1,10 @@
 //! A node's guests with their bytes: the thin hand around [`Guests`], and the bound on their memory, whoever holds it.
 
 use kvhive_cache::{GuestKey, Guests, Visit};
-use kvhive_protocol::{BlockHeader, ClusterMap, MemberId, Moment, Slot};
+use kvhive_protocol::block::Codec;
+use kvhive_protocol::data::Accept;
+use kvhive_protocol::{BlockHeader, BlockKey, ClusterMap, Era, MemberId, Moment, Slot, TenantId};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use zeroize::Zeroizing;
@@ -46,6 +49,26 @@ pub(crate) struct GuestBook {
     limit_kib: u32,
     /// One permit a fetch.
     pub(crate) fetches: Arc<Semaphore>,
+    /// What may come to a GPU, and by what it is known here.
+    awaited: Mutex<HashMap<Arrival, GuestKey>>,
+}
+
+/// A block that a member was asked for, which it may send to a GPU.
+type Arrival = (MemberId, TenantId, Era, BlockKey);
+
+/// Guests that may come to a GPU for as long as somebody has this.
+pub(crate) struct Awaited<'a> {
+    book: &'a GuestBook,
+    arrivals: Vec<Arrival>,
+}
+
+impl Drop for Awaited<'_> {
+    fn drop(&mut self) {
+        let mut awaited = self.book.awaited();
+        for arrival in &self.arrivals {
+            awaited.remove(arrival);
+        }
+    }
 }
 
 impl GuestBook {
@@ -57,7 +80,45 @@ impl GuestBook {
             room: Arc::new(Semaphore::new(limit_kib as usize)),
             limit_kib,
             fetches: Arc::new(Semaphore::new(FETCHES)),
+            awaited: Mutex::default(),
         })
+    }
+
+    /// Takes what comes to a GPU from a member for these guests; none where one of them is awaited from there already.
+    pub(crate) fn awaits(
+        &self,
+        from: MemberId,
+        keys: impl Iterator<Item = GuestKey> + Clone,
+    ) -> Option<Awaited<'_>> {
+        let arrival = |key: GuestKey| (from, key.tenant, key.era, key.key);
+        let mut awaited = self.awaited();
+        if keys.clone().any(|key| awaited.contains_key(&arrival(key))) {
+            return None;
+        }
+        awaited.extend(keys.clone().map(|key| (arrival(key), key)));
+        drop(awaited);
+        Some(Awaited { book: self, arrivals: keys.map(arrival).collect() })
+    }
+
+    /// Returns which guests blocks are that a member sends to a GPU; none where one of them is not awaited from there so.
+    pub(crate) fn awaited_as<'a>(
+        &self,
+        from: MemberId,
+        headers: impl Iterator<Item = &'a BlockHeader>,
+    ) -> Option<Vec<GuestKey>> {
+        let awaited = self.awaited();
+        let is_read =
+            |key: &GuestKey, header: &BlockHeader| key.accept == Accept::Stored || header.codec == Codec::Raw;
+        headers
+            .map(|header| {
+                let key = awaited.get(&(from, header.tenant, header.era, header.key)).copied()?;
+                is_read(&key, header).then_some(key)
+            })
+            .collect()
+    }
+
+    fn awaited(&self) -> MutexGuard<'_, HashMap<Arrival, GuestKey>> {
+        self.awaited.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes over a map in which this node is `member`. Returns the guests that have ended, whose memory is overwritten and free as they are
@@ -140,10 +201,9 @@ fn wait(rules: &mut Rules, key: &GuestKey) -> Waiting {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kvhive_protocol::block::Codec;
-    use kvhive_protocol::data::{Accept, Ack};
+    use kvhive_protocol::data::Ack;
     use kvhive_protocol::map::{ReplicaSet, Settings, Tenant};
-    use kvhive_protocol::{BlockKey, ClusterId, DeviceId, Era, LayoutFingerprint, SLOTS, TenantId};
+    use kvhive_protocol::{ClusterId, DeviceId, LayoutFingerprint, SLOTS};
     use tokio::sync::oneshot::error::TryRecvError;
 
     const SLOT: Slot = Slot(1);
@@ -253,6 +313,42 @@ mod tests {
         let is_told = |one: &mut Waiting| !matches!(one.try_recv(), Err(TryRecvError::Empty));
         assert!(!is_told(&mut first));
         assert!(told.iter_mut().any(is_told) && !told.iter_mut().all(is_told));
+    }
+
+    #[test]
+    fn what_comes_to_a_gpu_is_a_guest_while_it_is_awaited_from_there_and_can_be_read() {
+        let book = book(12 << 10);
+        let held = |number: u8, codec: Codec| {
+            let room = book.room(1).expect("there is room");
+            BlockHeader { codec, ..guest(number, 1, room).header }
+        };
+        let (raw, encoded) = (held(1, Codec::Raw), held(1, Codec::Lossless));
+        let (from, other) = (MemberId(7), MemberId(8));
+        let asked = |of: MemberId, headers: &[BlockHeader]| book.awaited_as(of, headers.iter());
+        assert_eq!(asked(from, &[raw]), None);
+        let first = book.awaits(from, [key(1)].into_iter()).expect("nobody does yet");
+        assert_eq!(asked(from, &[raw]), Some(vec![key(1)]));
+        assert_eq!(asked(from, &[encoded]), Some(vec![key(1)]));
+        assert_eq!(asked(other, &[raw]), None, "another was not asked for it");
+        assert_eq!(asked(from, &[raw, held(2, Codec::Raw)]), None, "all or none");
+        let other_era = BlockHeader { era: Era(2), ..raw };
+        assert_eq!(asked(from, &[other_era]), None);
+        // Whoever asks meanwhile for the same has it sent.
+        let layout = kvhive_protocol::Layout {
+            layers: 1,
+            kv_heads: 1,
+            head_dim: 8,
+            tokens: 1,
+            dtype: kvhive_protocol::Dtype::F16,
+            order: kvhive_protocol::AxisOrder::LayersFirst,
+        };
+        let decoded = GuestKey { accept: Accept::Raw(layout), ..key(1) };
+        assert!(book.awaits(from, [key(3), decoded].into_iter()).is_none());
+        drop(first);
+        assert_eq!(asked(from, &[raw]), None);
+        let _second = book.awaits(from, [decoded].into_iter()).expect("nobody does any more");
+        assert_eq!(asked(from, &[raw]), Some(vec![decoded]));
+        assert_eq!(asked(from, &[encoded]), None, "its asker does not decode");
     }
 
     #[test]

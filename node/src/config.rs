@@ -185,6 +185,8 @@ pub struct NcclConfig {
     pub max_ctas: u32,
     /// Bytes of each of NCCL's buffers, of which a pair has one for each thread block and direction.
     pub buffer_bytes: u64,
+    /// Bytes of each GPU that blocks of other nodes' slots pass which come by NCCL for clients near the node; 0 has these come otherwise.
+    pub guest_bytes: u64,
     /// A call of NCCL that has not returned within this ends the process.
     pub watchdog: Duration,
 }
@@ -200,6 +202,7 @@ impl NcclConfig {
             after_bytes: 64 << 20,
             max_ctas: 2,
             buffer_bytes: 1 << 20,
+            guest_bytes: 32 << 20,
             watchdog: Duration::from_secs(5),
         }
     }

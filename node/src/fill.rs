@@ -16,7 +16,9 @@ use kvhive_protocol::data::{About, StoreBlock};
 use kvhive_protocol::emptying::Given;
 use kvhive_protocol::load::{MAX_SLOTS_TOLD, SlotGiven};
 use kvhive_protocol::trace::SpanKind;
-use kvhive_protocol::{BlockKey, ClusterMap, DeviceId, Epoch, LayoutFingerprint, MemberId, Slot, TenantId};
+use kvhive_protocol::{
+    BlockKey, ClusterMap, DeviceId, Epoch, LayoutFingerprint, MemberId, Slot, TenantId, WireError,
+};
 use kvhive_wire::Fault;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
@@ -32,6 +34,12 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 const RETRY: Duration = Duration::from_millis(500);
 /// The wait before blocks are offered once more that were given no room and would be lost: there may have been none for a moment.
 const OFFER_AGAIN: Duration = Duration::from_millis(10);
+/// The wait before blocks are offered again that whoever gets them takes another time, at first and at most: mostly a heartbeat has yet to bring it
+/// the map that they are given by.
+const TAKEN_LATER: Duration = Duration::from_millis(20);
+const MAX_TAKEN_LATER: Duration = Duration::from_millis(160);
+/// A pass ends if they are not taken within this.
+const TAKEN_WITHIN: Duration = Duration::from_secs(2);
 /// Blocks held at a time.
 const BATCH: usize = 8;
 /// Bytes sent at a time, but for a block that is larger.
@@ -259,27 +267,34 @@ impl Filler {
     }
 
     /// Offers blocks to the target and notes what became of each. Those that it gives no room and that nobody else holds are offered
-    /// once more.
-    async fn offer(&self, gift: &mut Gift<'_>, origin: &Origin, mut items: Vec<Item>) -> Result<(), Fault> {
+    /// once more. What it takes another time is left in `items`.
+    async fn offer(&self, gift: &mut Gift<'_>, origin: &Origin, items: &mut Vec<Item>) -> Result<(), Fault> {
         let round = gift.round;
+        let mut later = Vec::new();
         for is_first in [true, false] {
-            let verdicts = self.replicator.give(origin, round.target, &items, &self.pacer).await?;
+            let verdicts = match self.replicator.give(origin, round.target, items, &self.pacer).await {
+                Ok(verdicts) => verdicts,
+                Err(fault) => {
+                    items.append(&mut later);
+                    return Err(fault);
+                }
+            };
             let moved = verdicts.iter().filter(|verdict| **verdict == Verdict::Moved).count();
             add(&self.counters.moved_blocks, moved as u64);
             let mut declined = Vec::new();
-            for (item, verdict) in items.into_iter().zip(verdicts) {
+            for (item, verdict) in items.drain(..).zip(verdicts) {
                 gift.blocks += u64::from(verdict != Verdict::Missing);
                 match verdict {
                     Verdict::Moved => self.note(round, &item, Fate::Moved),
                     Verdict::There => self.note(round, &item, Fate::There),
-                    Verdict::Missing => gift.is_short = true,
+                    Verdict::Missing => later.push(item),
                     Verdict::Declined => declined.push(item),
                 }
             }
             // Where nobody is being emptied, whoever gives keeps what it has.
             declined.retain(|item| self.replicator.giving.fills().empties(item.slot).is_some());
             if declined.is_empty() {
-                return Ok(());
+                break;
             }
             let last = self.nobody_else_holds(origin, round, &declined).await;
             let (mut again, map) = (Vec::new(), &origin.serving.map);
@@ -297,12 +312,13 @@ impl Filler {
                 }
             }
             if again.is_empty() {
-                return Ok(());
+                break;
             }
             gift.blocks -= again.len() as u64;
             tokio::time::sleep(OFFER_AGAIN).await;
-            items = again;
+            *items = again;
         }
+        *items = later;
         Ok(())
     }
 
@@ -325,23 +341,29 @@ impl Filler {
         holders.iter().map(|one| !one.holding.iter().any(stays)).collect()
     }
 
+    /// Returns the map that blocks of a tenant are given by, if any of the round are still to be given: that of before, where the newest is as
+    /// good, so that the target need not hear of each map before it takes them.
+    fn given_by(&self, gift: &mut Gift<'_>, tenant: TenantId) -> Result<Serving, Pass> {
+        let newest = self.view.leased().map_err(|_| Pass::Partial)?;
+        let mut fills = self.replicator.giving.fills();
+        fills.adopt(&newest.map, newest.member);
+        if !fills.is_wanted(gift.round) {
+            return Err(Pass::Partial);
+        }
+        let before = gift.serving.take().filter(|before| is_as_good(before, &newest, tenant));
+        Ok(gift.serving.insert(before.unwrap_or(newest)).clone())
+    }
+
     /// Copies blocks as soon as they may pass.
     async fn hand_over(
         &self,
         gift: &mut Gift<'_>,
         device: &Device,
         (tenant, fingerprint): (TenantId, LayoutFingerprint),
-        items: Vec<Item>,
+        mut items: Vec<Item>,
     ) -> Result<(), Pass> {
         let bytes: u64 = items.iter().map(|item| item.block.header.payload_bytes).sum();
-        let serving = self.view.leased().map_err(|_| Pass::Partial)?;
-        {
-            let mut fills = self.replicator.giving.fills();
-            fills.adopt(&serving.map, serving.member);
-            if !fills.is_wanted(gift.round) {
-                return Err(Pass::Partial);
-            }
-        }
+        let mut serving = self.given_by(gift, tenant)?;
         let mut span = self.replicator.tracer.draw(SpanKind::Inner, "move blocks");
         if span.is_on() {
             let name = serving.map.tenants.get(&tenant).map_or("", |tenant| &tenant.name);
@@ -352,33 +374,58 @@ impl Filler {
             span.note("kvhive.bytes", bytes);
         }
         let layout = self.view.layouts.get(fingerprint);
-        let (about, trace) = (About::default(), span.context());
-        let origin = Origin { serving, source: gift.round.source, tenant, layout, about, trace };
-        if let Err(fault) = self.offer(gift, &origin, items).await {
-            count(&self.counters.move_failures);
-            span.fail(&fault);
-            debug!(target = %gift.round.target, %fault, "blocks did not get there");
-            // Whoever refuses a request has answered.
-            return Err(if matches!(fault, Fault::Refused(_)) { Pass::Partial } else { Pass::Unanswered });
+        let (about, trace, source) = (About::default(), span.context(), gift.round.source);
+        let (begun, mut pause) = (Instant::now(), TAKEN_LATER);
+        loop {
+            let origin = Origin { serving, source, tenant, layout, about, trace };
+            let offered = self.offer(gift, &origin, &mut items).await;
+            let is_over = begun.elapsed() + pause > TAKEN_WITHIN;
+            match offered {
+                Ok(()) if items.is_empty() => break,
+                Ok(()) if is_over => {
+                    count(&self.counters.move_failures);
+                    return Err(Pass::Partial);
+                }
+                Ok(()) => {}
+                Err(Fault::Refused(WireError::StaleEpoch { .. })) if !is_over => {}
+                Err(fault) => {
+                    count(&self.counters.move_failures);
+                    span.fail(&fault);
+                    debug!(target = %gift.round.target, %fault, "blocks did not get there");
+                    // Whoever refuses a request has answered.
+                    let is_refused = matches!(fault, Fault::Refused(_));
+                    return Err(if is_refused { Pass::Partial } else { Pass::Unanswered });
+                }
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(MAX_TAKEN_LATER);
+            serving = self.given_by(gift, tenant)?;
         }
         if !gift.unplaced.is_empty() {
             let blocks = std::mem::take(&mut gift.unplaced);
             let tell = |reply| DeviceMessage::Settle(Settle::Unplaced { blocks, reply });
             device.ask(LIMIT, tell).await.map_err(|_| Pass::Partial)?;
         }
-        if gift.is_short {
-            count(&self.counters.move_failures);
-            return Err(Pass::Partial);
-        }
         Ok(())
     }
+}
+
+/// Says whether what a tenant has is given by a map as well as by a newer one: nobody is being emptied, which whoever takes a block has to know, and
+/// the blocks are of the same era.
+fn is_as_good(before: &Serving, newest: &Serving, tenant: TenantId) -> bool {
+    let is_calm = |map: &ClusterMap| !map.members.values().any(|member| member.drains);
+    let era = |map: &ClusterMap| map.tenants.get(&tenant).map(|tenant| tenant.era);
+    (before.member, before.map.cluster) == (newest.member, newest.map.cluster)
+        && is_calm(&before.map)
+        && is_calm(&newest.map)
+        && era(&before.map) == era(&newest.map)
 }
 
 /// What one pass has come to.
 struct Gift<'a> {
     round: &'a Round,
-    /// Some did not get there that may yet.
-    is_short: bool,
+    /// The map that blocks were given by last.
+    serving: Option<Serving>,
     /// Pinned blocks that were given no room.
     waiting: u64,
     /// Blocks that were given no room and that nobody else holds who stays, and whom it empties.
@@ -393,7 +440,7 @@ struct Gift<'a> {
 
 impl<'a> Gift<'a> {
     fn of(round: &'a Round) -> Gift<'a> {
-        Gift { round, is_short: false, waiting: 0, unplaced: Vec::new(), pinned: None, blocks: 0, late: 0 }
+        Gift { round, serving: None, waiting: 0, unplaced: Vec::new(), pinned: None, blocks: 0, late: 0 }
     }
 
     /// Says whether a pin of the map names the block.

@@ -26,6 +26,7 @@ mod membership;
 mod memory;
 mod metrics;
 mod pace;
+mod passing;
 mod persist;
 mod redis;
 mod rules;

@@ -3,7 +3,8 @@
 
 use crate::actors::core::DeviceMessage;
 use crate::actors::device::Device;
-use crate::data::Replicator;
+use crate::book::GuestBook;
+use crate::data::{Counters, Replicator};
 use crate::disk::Keyring;
 use crate::handle::{Ending, SelfEnded};
 use crate::view::{Serving, View};
@@ -11,6 +12,7 @@ use kvhive_cache::{Member, MemberEffect, MemberEvent, MemberTuning, Tenancy};
 use kvhive_client::{ClientError, Coordinators};
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::control::{Command, ControlReply, DeviceLoad, Heartbeat, Registration};
+use kvhive_protocol::load::GuestLoad;
 use kvhive_protocol::map::DeviceDescription;
 use kvhive_protocol::{ClusterMap, DeviceId, Epoch, Generation, Level, MemberId, WireError};
 use kvhive_runtime::stopped;
@@ -64,6 +66,7 @@ pub(crate) struct Membership {
     /// Keys of its disk tiers.
     pub(crate) keys: Option<Arc<Keyring>>,
     pub(crate) view: Arc<View>,
+    pub(crate) counters: Arc<Counters>,
     /// Counts the devices that were made anew after a panic, and so lost what they held.
     pub(crate) emptied: watch::Receiver<u64>,
     /// As many of them as there were when it registered last.
@@ -176,6 +179,21 @@ impl Membership {
         }
     }
 
+    /// Says what is kept of other nodes' slots.
+    fn guests(&self) -> GuestLoad {
+        let (blocks, bytes, _) = self.view.guests.as_ref().map(GuestBook::kept).unwrap_or_default();
+        let counters = &self.counters;
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let fetched_blocks = read(&counters.guests_came);
+        let given = [&counters.guests_here, &counters.guests_joined, &counters.guests_fetched];
+        GuestLoad {
+            blocks: blocks as u64,
+            bytes,
+            given_blocks: given.into_iter().map(read).sum(),
+            fetched_blocks,
+        }
+    }
+
     async fn heartbeat(&self, member: MemberId, generation: Generation, epoch: Epoch) -> MemberEvent {
         let mut devices = Vec::with_capacity(self.devices.len());
         for (at, device) in self.devices.iter().enumerate() {
@@ -201,6 +219,9 @@ impl Membership {
             load.given = self.replicator.giving.given(device);
             load.moving = self.replicator.giving.moving(device);
             load.unreached = self.replicator.giving.unreached(device);
+            if at == 0 {
+                load.guests = self.guests();
+            }
             devices.push(load);
         }
         let sent = self.view.now();

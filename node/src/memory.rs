@@ -22,6 +22,8 @@ const WIPE_BYTES: usize = 256 << 20;
 pub(crate) struct Memory {
     device: DeviceTier,
     host: Arena,
+    /// Of which class frames of the GPU are set aside that blocks of other nodes' slots pass, of what size and how many.
+    passing: (usize, u64, u32),
     pinned_bytes: u64,
     /// Somebody wipes it.
     is_wiped: Arc<Mutex<()>>,
@@ -38,17 +40,17 @@ enum DeviceTier {
 
 impl Memory {
     /// Takes the memory of device number `at`; also says why host memory stands in for a GPU's, where it was to if there is none.
-    /// The host's part is such as other processes can be let look at, if it is to be and there is any.
+    /// As many frames of a GPU as fit into `passing_bytes` are taken besides, and set aside. The host's part is such as other processes can be let look at, if it is to be and there is any.
     pub(crate) fn take(
         at: usize,
         config: &DeviceConfig,
         is_shared: bool,
-        patience: Patience,
+        (patience, passing_bytes): (Patience, u64),
     ) -> Result<(Memory, Option<CudaError>), NodeError> {
         let failed = |source| NodeError::Memory { device: at, source };
         // The arenas are the budget: rounding frames up to pages may take a little more than was configured.
         let device = if is_shared { HostDevice::shared(u64::MAX) } else { HostDevice::new(u64::MAX) };
-        let of_host = |bytes| arena(config, bytes, &device).map_err(failed);
+        let of_host = |bytes| arena(config, bytes, &device, None).map_err(failed);
         let (gpu, lacks) = open(config.memory).map_err(|source| NodeError::Gpu { device: at, source })?;
         let host = of_host(config.host_bytes)?;
         let Some(gpu) = gpu else {
@@ -57,16 +59,24 @@ impl Memory {
         };
         let device =
             CudaDevice::with_patience(gpu, u64::MAX, patience).map_err(|error| failed(error.into()))?;
-        let of_gpu = arena(config, config.device_bytes, &device).map_err(failed)?;
+        let passing = passing(config, passing_bytes);
+        let of_gpu = arena(config, config.device_bytes, &device, Some(passing)).map_err(failed)?;
         let device = Arc::new(device);
         watch(at, &device);
         tracing::info!(device = at, gpu = %device.info().name, bytes = of_gpu.total_bytes(), "the device tier is a GPU's memory");
         let device = DeviceTier::Gpu(device, of_gpu);
-        Ok((Memory::of(device, host), None))
+        Ok((Memory { passing, ..Memory::of(device, host) }, None))
     }
 
     fn of(device: DeviceTier, host: Arena) -> Memory {
-        Memory { device, host, pinned_bytes: 0, is_wiped: Arc::default(), is_searched: Arc::default() }
+        Memory {
+            device,
+            host,
+            passing: (0, 0, 0),
+            pinned_bytes: 0,
+            is_wiped: Arc::default(),
+            is_searched: Arc::default(),
+        }
     }
 
     /// Has the host's memory of device number `at` stay where it is: of a GPU by its driver, else, if `locks`, by as much as this process may.
@@ -146,6 +156,16 @@ impl Memory {
             (Tier::Host, _) => self.host.take(class, bytes).map(Fresh::Host),
             (Tier::Disk, _) => None,
         }
+    }
+
+    /// Returns how many frames of its GPU are set aside.
+    pub(crate) fn passing_frames(&self) -> u32 {
+        self.passing.2
+    }
+
+    /// Takes one of those that are set aside, as long as not more than these are taken so.
+    pub(crate) fn take_passing(&self, bytes: u64) -> Option<Fresh> {
+        self.take_frame(Tier::Device, self.passing.0, bytes)
     }
 
     /// Calls stale what its frames hold: it is wiped when they are free.
@@ -240,14 +260,23 @@ impl Memory {
             (Tier::Host, _) => self.host.classes(),
             (Tier::Disk, _) => Vec::new(),
         };
-        TierCapacity { frames: classes.iter().map(|class| class.frames).collect() }
+        let mut frames: Vec<u32> = classes.iter().map(|class| class.frames).collect();
+        if tier == Tier::Device
+            && let Some(of_class) = frames.get_mut(self.passing.0)
+        {
+            *of_class -= self.passing.2;
+        }
+        TierCapacity { frames }
     }
 
     /// Returns the bytes of one tier's arena.
     pub(crate) fn tier_bytes(&self, tier: Tier) -> u64 {
         match (tier, &self.device) {
             (Tier::Device, DeviceTier::Host(arena)) => arena.total_bytes(),
-            (Tier::Device, DeviceTier::Gpu(_, arena)) => arena.total_bytes(),
+            (Tier::Device, DeviceTier::Gpu(_, arena)) => {
+                let (_, frame_bytes, frames) = self.passing;
+                arena.total_bytes().saturating_sub(frame_bytes * u64::from(frames))
+            }
             (Tier::Host, _) => self.host.total_bytes(),
             (Tier::Disk, _) => 0,
         }
@@ -290,15 +319,30 @@ fn watch(at: usize, device: &CudaDevice) {
     }
 }
 
-/// Cuts a tier of so many bytes into frames as the device is configured.
+/// Says of which class, of what size, and how many frames fit into so many bytes that any block may pass: of the largest.
+fn passing(config: &DeviceConfig, bytes: u64) -> (usize, u64, u32) {
+    let largest = config.classes.iter().enumerate().max_by_key(|(_, class)| class.frame_bytes);
+    largest.map_or((0, 0, 0), |(at, class)| {
+        let frames = u32::try_from(bytes / class.frame_bytes.max(1)).unwrap_or(u32::MAX);
+        (at, class.frame_bytes, frames)
+    })
+}
+
+/// Cuts a tier of so many bytes into frames as the device is configured, and `more` besides.
 fn arena<S: Space>(
     config: &DeviceConfig,
     bytes: u64,
     device: &impl Device<Space = S>,
+    more: Option<(usize, u64, u32)>,
 ) -> Result<Arena<S>, ArenaError> {
     let sizes = config.classes.iter().zip(config.frames(bytes));
-    let sizes: Vec<SizeClass> =
+    let mut sizes: Vec<SizeClass> =
         sizes.map(|(class, frames)| SizeClass { frame_bytes: class.frame_bytes, frames }).collect();
+    if let Some((class, _, frames)) = more
+        && let Some(class) = sizes.get_mut(class)
+    {
+        class.frames = class.frames.saturating_add(frames);
+    }
     Arena::new(device, &sizes)
 }
 
@@ -326,6 +370,7 @@ impl Memory {
             (Tier::Device, DeviceTier::Gpu(_, arena)) => arena.free_frames(ClassId(class as u8)),
             _ => self.host.free_frames(ClassId(class as u8)),
         };
-        classes.map(free).sum()
+        let set_aside = if tier == Tier::Device { self.passing.2 } else { 0 };
+        classes.map(free).sum::<u32>().saturating_sub(set_aside)
     }
 }

@@ -170,6 +170,7 @@ fn record(sources: &Sources, devices: &[Option<(ShardStats, CodecUses)>]) {
         ("kvhive_node_grants_expired_total", &counters.grants_expired),
         ("kvhive_node_guest_fetched_bytes_total", &counters.guest_fetched_bytes),
         ("kvhive_node_guest_failures_total", &counters.guest_failures),
+        ("kvhive_node_guest_came_total", &counters.guests_came),
         ("kvhive_node_stored_bytes_total", &counters.stored_bytes),
         ("kvhive_node_corrupt_blocks_total", &counters.corrupt_blocks),
         ("kvhive_node_decoded_blocks_total", &counters.decoded_blocks),

@@ -16,6 +16,7 @@ use crate::links::Links;
 use crate::membership::{Introduction, Membership};
 use crate::memory::Memory;
 use crate::metrics::{Sources, routes};
+use crate::passing::Passing;
 use crate::persist::{Holdings, Jobs, Keeper};
 use crate::redis::Door;
 use crate::settle::Settler;
@@ -116,7 +117,11 @@ pub(crate) fn start_within(
     let mut gpus_lacking = Vec::new();
     for (at, device) in config.devices.iter().enumerate() {
         let is_shared = config.share_memory != ShareMemory::Off;
-        let (mut memory, lacks) = Memory::take(at, device, is_shared, patience)?;
+        let passing_bytes = match (&config.nccl, &view.guests) {
+            (Some(nccl), Some(_)) => nccl.guest_bytes,
+            _ => 0,
+        };
+        let (mut memory, lacks) = Memory::take(at, device, is_shared, (patience, passing_bytes))?;
         gpus_lacking.extend(lacks);
         memory.pin(at, config.pin_memory);
         let (give_up_ending, give_up_stop) = (ending.clone(), stop.clone());
@@ -169,7 +174,7 @@ pub(crate) fn start_within(
         Replicator::new(links, runtime.io().clone(), limits.inflight_bytes, config.tracer.clone());
     let shares = (config.share_memory, config.gpu_stages);
     let sharing = share::start(&runtime, shares, &memories, &counters, &stopping);
-    let plane = Arc::new(DataPlane::new(
+    let plane = DataPlane::new(
         devices.clone(),
         view.clone(),
         counters,
@@ -177,7 +182,8 @@ pub(crate) fn start_within(
         Listening { token, cluster: None, tls: config.tls.clone(), levels: Levels::up_to(config.speaks) },
         sharing,
         limits,
-    ));
+    );
+    let plane = Arc::new(plane.with_passing(memories.iter().map(Passing::of).collect()));
     plane.replicator.links.serve(Arc::downgrade(&plane));
 
     let buffers: u64 = stores.iter().flatten().map(|store| store.buffer_bytes()).sum();
@@ -209,6 +215,7 @@ pub(crate) fn start_within(
         replicator,
         keys: keys.clone(),
         view: view.clone(),
+        counters: plane.counters.clone(),
         emptied: emptied_seen,
         known_emptied: Arc::default(),
         ending: ending.clone(),

@@ -98,6 +98,12 @@ impl View {
         (rules, map.members.get(member).map(|own| own.codec).unwrap_or_default())
     }
 
+    /// Returns what a tenant weighs where several share this node.
+    pub(crate) fn weight_of(&self, tenant: TenantId) -> u16 {
+        let serving = self.serving.read().unwrap_or_else(|poison| poison.into_inner());
+        serving.as_ref().map_or(1, |serving| serving.map.weight(tenant))
+    }
+
     pub(crate) fn serve_until(&self, tenancy: Tenancy) {
         let Tenancy { lease, serving } = tenancy;
         self.lease.store(lease.as_nanos(), Ordering::SeqCst);

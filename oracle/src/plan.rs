@@ -141,7 +141,7 @@ pub struct Step {
 }
 
 /// The longest rest before a fault.
-const MAX_REST_MS: u64 = 400;
+const MAX_REST_MS: u64 = 100;
 
 /// A plan without an end.
 #[derive(Clone, Debug)]

@@ -97,6 +97,8 @@ pub struct Figures {
     pub findings: u64,
     /// How often each kind of fault was made.
     pub faults: BTreeMap<Fault, u64>,
+    /// What the plan of faults waited for, and how long, in seconds.
+    pub waited: BTreeMap<&'static str, f64>,
     /// Kinds that were asked for by name: a run that made none of one shows nothing of it.
     pub asked: BTreeSet<Fault>,
 }

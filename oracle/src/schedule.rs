@@ -8,6 +8,8 @@ use std::collections::VecDeque;
 
 /// Steps that are looked at for one that may begin.
 const WINDOW: usize = 16;
+/// So many nodes are hit one after the other while something is given copies yet of which nothing is promised; then all has to be whole.
+pub const MOST_UNSEEN: usize = 7;
 
 /// How large the cluster is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -25,10 +27,14 @@ pub struct Size {
 pub struct Broken {
     /// Coordinators that are gone, are stopped, or do not follow yet.
     pub coordinators: usize,
-    /// Nodes that are gone or stopped.
+    /// Nodes that are gone or stopped, or have not been heard since.
     pub nodes: usize,
-    /// A node was lost since it was known that every slot has all of its replicas among those that are there.
+    /// A node was lost since it was known that what is promised has all of its replicas among those that are there.
     pub is_thin: bool,
+    /// Nodes that were hit since it was known of everything else.
+    pub unseen: usize,
+    /// Something lacks a copy yet.
+    pub is_healing: bool,
     /// What is under way is to be alone.
     pub is_alone: bool,
     /// Damaged records are being read.
@@ -112,6 +118,22 @@ impl Schedule {
         None
     }
 
+    /// Says what the first step waits for while none may begin.
+    pub fn waits_for(&self, broken: Broken) -> &'static str {
+        if broken.is_alone {
+            return "what is alone to be over and whole";
+        }
+        let Some(first) = self.next.front() else { return "nothing" };
+        match self.lane(*first) {
+            Lane::Alone => "all to be whole, for one that is alone",
+            Lane::Coordinators => "coordinators to follow",
+            Lane::Nodes if broken.is_thin => "copies elsewhere of what is promised",
+            Lane::Nodes if broken.unseen >= MOST_UNSEEN => "all to be whole, after several",
+            Lane::Nodes => "a node to be back",
+            Lane::Records => "damaged records to be read",
+        }
+    }
+
     /// Says whether no plan has anything more.
     pub fn is_over(&self) -> bool {
         self.next.is_empty() && self.plan.clone().next().is_none()
@@ -142,9 +164,12 @@ impl Schedule {
             Lane::Coordinators => {
                 self.size.coordinators.saturating_sub(broken.coordinators + 1) > self.size.coordinators / 2
             }
-            // As many as hold a block, for what the one had to find room elsewhere; and no block has lost a copy by the one before.
+            // As many as hold a block, for what the one had to find room elsewhere; and nothing that is promised has lost a copy by the
+            // one before.
             Lane::Nodes => {
-                !broken.is_thin && self.size.nodes.saturating_sub(broken.nodes + 1) >= self.size.replicas
+                !broken.is_thin
+                    && broken.unseen < MOST_UNSEEN
+                    && self.size.nodes.saturating_sub(broken.nodes + 1) >= self.size.replicas
             }
             // Those of before are seen first.
             Lane::Records => !broken.is_read,
@@ -174,6 +199,8 @@ mod tests {
         /// The most that were gone at once, of coordinators and of nodes.
         most_coordinators: usize,
         most_nodes: usize,
+        /// The most that were hit before all was whole.
+        most_unseen: usize,
         /// How often coordinators were hit beside nodes.
         overlaps: usize,
     }
@@ -181,7 +208,7 @@ mod tests {
     impl Cluster {
         fn of(size: Size) -> Cluster {
             let broken = Broken::default();
-            Cluster { size, broken, most_coordinators: 0, most_nodes: 0, overlaps: 0 }
+            Cluster { size, broken, most_coordinators: 0, most_nodes: 0, most_unseen: 0, overlaps: 0 }
         }
 
         /// Hits it as a step says; checks that promises stand.
@@ -195,7 +222,7 @@ mod tests {
                     self.broken.is_alone = true;
                     match step.fault.spares_nodes() {
                         true => self.broken.coordinators = 1,
-                        false => (self.broken.nodes, self.broken.is_thin) = (1, true),
+                        false => self.hit_node(),
                     }
                 }
                 Lane::Coordinators => {
@@ -207,7 +234,9 @@ mod tests {
                 }
                 Lane::Nodes => {
                     assert!(!self.broken.is_thin, "{step:?} takes a second copy");
-                    (self.broken.nodes, self.broken.is_thin) = (self.broken.nodes + 1, true);
+                    assert!(self.broken.unseen < MOST_UNSEEN, "{step:?} before all was whole");
+                    self.hit_node();
+                    self.most_unseen = self.most_unseen.max(self.broken.unseen);
                     self.most_nodes = self.most_nodes.max(self.broken.nodes);
                     let left = self.size.nodes - self.broken.nodes;
                     assert!(left >= self.size.replicas, "no room is left by {step:?}");
@@ -216,10 +245,23 @@ mod tests {
             }
         }
 
+        fn hit_node(&mut self) {
+            let Broken { nodes, unseen, .. } = self.broken;
+            self.broken = Broken {
+                nodes: nodes + 1,
+                is_thin: true,
+                unseen: unseen + 1,
+                is_healing: true,
+                ..self.broken
+            };
+        }
+
         fn mends(&mut self, random: &mut Random) {
-            match random.below(3) {
-                0 => self.broken.coordinators = self.broken.coordinators.saturating_sub(1),
-                1 => self.broken.nodes = self.broken.nodes.saturating_sub(1),
+            match random.below(8) {
+                0 | 1 => self.broken.coordinators = self.broken.coordinators.saturating_sub(1),
+                2 | 3 => self.broken.nodes = self.broken.nodes.saturating_sub(1),
+                // All is whole without those that are gone; what is promised is so first.
+                4 => (self.broken.is_thin, self.broken.is_healing, self.broken.unseen) = (false, false, 0),
                 _ => self.broken.is_thin = false,
             }
             self.broken = self.broken.ends_alone();
@@ -249,6 +291,7 @@ mod tests {
                 let mut schedule = Schedule::new(Plan::new(seed, Fault::OF_PROCESSES.to_vec()), size);
                 let mut cluster = Cluster::of(size);
                 cluster.take(&mut schedule, 300, &mut Random::new(seed));
+                assert!(cluster.most_unseen > 2, "seed {seed} waits for all to be whole each time");
                 assert!(cluster.most_nodes == 2 && cluster.overlaps > 10, "seed {seed} overlaps nothing");
                 assert_eq!(cluster.most_coordinators, most, "seed {seed} of {size:?}");
             }
@@ -282,6 +325,25 @@ mod tests {
     }
 
     #[test]
+    fn nodes_are_hit_while_nothing_that_is_promised_lacks_a_copy_and_until_all_is_to_be_seen_whole() {
+        let mut schedule = Schedule::new(Plan::new(1, vec![Fault::PauseNode]), SIZE);
+        let healing = Broken { is_healing: true, unseen: MOST_UNSEEN - 1, ..Broken::default() };
+        let waits = [
+            (Broken { is_thin: true, ..healing }, "copies elsewhere of what is promised"),
+            (Broken { unseen: MOST_UNSEEN, ..healing }, "all to be whole, after several"),
+            (Broken { nodes: 2, ..healing }, "a node to be back"),
+        ];
+        for (broken, what) in waits {
+            assert_eq!((schedule.next(broken), schedule.waits_for(broken)), (None, what));
+        }
+        assert!(schedule.next(healing).is_some());
+        let mut alone = Schedule::new(Plan::new(1, vec![Fault::WrongClock]), SIZE);
+        assert_eq!(alone.next(healing), None);
+        assert_eq!(alone.waits_for(healing), "all to be whole, for one that is alone");
+        assert!(alone.next(Broken::default()).is_some());
+    }
+
+    #[test]
     fn what_the_cluster_has_no_room_for_is_alone_until_all_is_whole() {
         // Neither coordinators nor nodes, nodes alone, coordinators alone.
         for (coordinators, nodes) in [(1, 2), (3, 2), (1, 4)] {
@@ -305,6 +367,7 @@ mod tests {
         for waits in [
             Broken { nodes: 1, ..alone },
             Broken { is_thin: true, ..alone },
+            Broken { is_healing: true, ..alone },
             Broken { coordinators: 1, ..alone },
         ] {
             assert_eq!(waits.ends_alone(), waits);
@@ -314,7 +377,7 @@ mod tests {
     #[test]
     fn a_fault_beside_others_is_not_judged_as_if_it_were_alone() {
         let whole = Broken::default();
-        let thin = Broken { is_thin: true, ..whole };
+        let thin = Broken { is_thin: true, unseen: 1, is_healing: true, ..whole };
         assert_eq!(hit_by(Fault::KillLeader, whole, Hit::Nodes), Hit::Coordinators);
         assert_eq!(hit_by(Fault::KillLeader, thin, Hit::Nodes), Hit::Both);
         assert_eq!(hit_by(Fault::KillNode, thin, Hit::Nodes), Hit::Nodes);

@@ -10,7 +10,7 @@ use crate::level::Level;
 use crate::map::Settings;
 use crate::pins::Pin;
 use crate::scaling::{Observation, ScalingChange, ScalingPolicy, Stretch};
-use crate::tenant::{RulesChange, TenantRules};
+use crate::tenant::{Change, RulesChange, TenantRules};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -202,6 +202,15 @@ pub enum Command {
         /// The figures.
         stretch: Stretch,
     },
+    /// As [`Command::SetTenantRules`], and changes how much of a node the tenant gets beside others.
+    WeighTenant {
+        /// Whose.
+        tenant: TenantId,
+        /// Which rules become what.
+        change: RulesChange,
+        /// What becomes of its weight; 1 where it is as for everybody.
+        weight: Change<u16>,
+    },
 }
 
 impl Command {
@@ -237,6 +246,7 @@ impl Command {
             Command::Empty { .. } => "empty",
             Command::EmptyForSize { .. } => "empty-for-size",
             Command::RecordStretch { .. } => "record-stretch",
+            Command::WeighTenant { .. } => "weigh-tenant",
         }
     }
 
@@ -248,7 +258,7 @@ impl Command {
             Command::SetCordon { .. } => Level::CORDONS,
             Command::ScaleBeyond { .. } | Command::Empty { .. } => Level::CHECKED,
             Command::EmptyForSize { .. } => Level::SIZES,
-            Command::RecordStretch { .. } => Level::DAYS,
+            Command::RecordStretch { .. } | Command::WeighTenant { .. } => Level::DAYS,
             // It came with another form of the state, which no build of before reads: whoever reads it knows the command. Held back by a level, it
             // would leave clears unacknowledged in clusters that keep below one by `max_level`.
             Command::MarkEnded { .. } => Level::FIRST,

@@ -9,7 +9,7 @@ use crate::events::Reason;
 use crate::growing::grows;
 use crate::ids::{DeviceId, Epoch, Generation, MemberId, RequestId, Slot, TenantId};
 use crate::level::Level;
-use crate::load::{PinnedLoad, SlotGiven, SlotHits, TenantLoad, TierLoad, Traffic, Work};
+use crate::load::{GuestLoad, PinnedLoad, SlotGiven, SlotHits, TenantLoad, TierLoad, Traffic, Work};
 use crate::map::{ClusterMap, DeviceDescription};
 pub use crate::placing::{BalanceReport, Balancing, MoveCause, MoveStage, MovesReport, Placing, SlotMove};
 use crate::raft::{RaftReport, RaftRequest};
@@ -210,6 +210,9 @@ pub struct DeviceLoad {
     /// How much of what is asked of the slots that are read most is there, ascending, at most [`MAX_HOT_SLOTS`](crate::load::MAX_HOT_SLOTS).
     #[serde(default)]
     pub slot_hits: Vec<SlotHits>,
+    /// What its node keeps of others' blocks; told of a node's first device.
+    #[serde(default)]
+    pub guests: GuestLoad,
 }
 grows!(Registration, DeviceLoad, CoordinatorStatus);
 

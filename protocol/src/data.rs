@@ -113,6 +113,10 @@ pub enum DataRequest {
     /// [`crate::Level::DAYS`] on; between clients and nodes. Answered as [`DataRequest::Fetch`], where a miss says nothing of what replicas
     /// have, or refused with [`crate::WireError::NotCarried`] by one that keeps no guests.
     Guest(Box<GuestRequest>),
+    /// Give me these blocks, for clients near me: I am no replica of them. Those that are on a GPU may go to a GPU of mine, which I am told of
+    /// by [`DataRequest::Receive`]. From [`crate::Level::DAYS`] on; between nodes. Answered as [`DataRequest::Fetch`] or
+    /// [`DataRequest::Look`], where what has gone to my GPU is a miss.
+    Pull(Box<PullRequest>),
 }
 
 impl DataRequest {
@@ -140,6 +144,7 @@ impl DataRequest {
             DataRequest::Gather(request) => request.store.epoch,
             DataRequest::Scatter(request) => request.fetch.epoch,
             DataRequest::Guest(request) => request.fetch.epoch,
+            DataRequest::Pull(request) => request.fetch.epoch,
         }
     }
 
@@ -150,7 +155,8 @@ impl DataRequest {
             DataRequest::Fetch(_)
             | DataRequest::Look(_)
             | DataRequest::Scatter(_)
-            | DataRequest::Guest(_) => "fetch",
+            | DataRequest::Guest(_)
+            | DataRequest::Pull(_) => "fetch",
             DataRequest::Store(request) if request.copy => "copy",
             DataRequest::Store(_) | DataRequest::Gather(_) => "store",
             DataRequest::Release(_) => "release",
@@ -211,6 +217,17 @@ pub struct GuestRequest {
     pub fetch: FetchRequest,
     /// How long a block that is being fetched is waited for, in milliseconds; the node bounds it. What has not come then is a miss.
     pub limit_ms: u32,
+}
+
+/// See [`DataRequest::Pull`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PullRequest {
+    /// The fetch.
+    pub fetch: FetchRequest,
+    /// The start of the node asked whose memory the asker sees, if it sees any: it is told the places of what lies there.
+    pub start: Option<u64>,
+    /// Which of the asker's GPUs has room for what is on a GPU, if one has.
+    pub to: Option<DeviceId>,
 }
 
 /// How the blocks of a fetch may be stored.

@@ -28,7 +28,8 @@ impl Level {
     /// Memory that peers on one host look at; blocks that go from GPU to GPU.
     pub const LINKS: Level = Level(7);
     /// What sizes of the cluster would have covered over a day, which coordinators agree on; stages that clients lend to nodes;
-    /// blocks that go to several GPUs at once; blocks that members have fetched from each other's replicas for clients.
+    /// blocks that go to several GPUs at once; blocks that members have fetched from each other's replicas for clients; tenants
+    /// that weigh more than others.
     pub const DAYS: Level = Level(8);
     /// The newest that this build speaks.
     pub const NEWEST: Level = Level::DAYS;

@@ -31,6 +31,19 @@ pub struct Work {
     pub hot: Vec<(Slot, u64)>,
 }
 
+/// What a node keeps of other nodes' slots for clients near it, and what that spares their replicas.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct GuestLoad {
+    /// Blocks that are kept.
+    pub blocks: u64,
+    /// Bytes of these.
+    pub bytes: u64,
+    /// Blocks that clients were given, since this start.
+    pub given_blocks: u64,
+    /// Blocks that were fetched from replicas for them.
+    pub fetched_blocks: u64,
+}
+
 /// How much of what matches ask for of a slot is there, lately.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct SlotHits {

@@ -195,6 +195,9 @@ pub struct ClusterMap {
     /// Members that no map of this cluster has may be serving by one of before: it goes on by an older state.
     #[serde(default)]
     pub strangers: bool,
+    /// How many times as much of a node a tenant gets as one that weighs 1, while both want more than there is. Who is not here weighs 1.
+    #[serde(default)]
+    pub weights: Arc<BTreeMap<TenantId, u16>>,
 }
 grows!(ClusterMap);
 
@@ -215,7 +218,13 @@ impl ClusterMap {
             pins: Arc::default(),
             coordinators: Arc::default(),
             strangers: false,
+            weights: Arc::default(),
         }
+    }
+
+    /// Returns what a tenant weighs where several share a node.
+    pub fn weight(&self, tenant: TenantId) -> u16 {
+        self.weights.get(&tenant).copied().unwrap_or(1)
     }
 
     /// Returns where the slot is placed.

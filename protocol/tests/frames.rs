@@ -7,7 +7,7 @@ use kvhive_protocol::control::{
 };
 use kvhive_protocol::data::{
     About, Accept, Ack, DataReply, DataRequest, FetchRequest, Fetched, GuestRequest, Hint, MatchRequest,
-    PairRequest, ReceiveRequest, Refusal, ReleaseRequest, Run, StoreBlock, StoreRequest, Stored,
+    PairRequest, PullRequest, ReceiveRequest, Refusal, ReleaseRequest, Run, StoreBlock, StoreRequest, Stored,
     StrategiesRequest,
 };
 use kvhive_protocol::error::WireError;
@@ -174,7 +174,8 @@ fn requests() -> Vec<DataRequest> {
             at: vec![0, 4096],
             fetch: looked_for.clone(),
         })),
-        DataRequest::Guest(Box::new(GuestRequest { fetch: looked_for, limit_ms: 250 })),
+        DataRequest::Guest(Box::new(GuestRequest { fetch: looked_for.clone(), limit_ms: 250 })),
+        DataRequest::Pull(Box::new(PullRequest { fetch: looked_for, start: Some(9), to: Some(device) })),
     ]
 }
 
@@ -688,7 +689,7 @@ proptest! {
 }
 
 const GOLDEN_MATCHED: &str = "4b564846020011004d000000000000001c00000000000000294fad96f94860b100000000020000000000000002000000000000000100000000000000";
-const GOLDEN_DATA: [&str; 42] = [
+const GOLDEN_DATA: [&str; 43] = [
     "80c3ad5a1f9d2f6e",
     "d6ce58de67428ad2",
     "d2294f65d9f11aad",
@@ -714,6 +715,7 @@ const GOLDEN_DATA: [&str; 42] = [
     "fe4d442d6591b264",
     "5bce4fc62f6455fe",
     "128e9fee18db88c3",
+    "b1d9671c950f83ca",
     "7d5b4e526fde8d0f",
     "adf02e136c16781e",
     "b35c5b20b52b6421",

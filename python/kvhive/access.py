@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypedDic
 
 from kvhive import addresses
 from kvhive._native import Connection, Operation
-from kvhive.errors import MisuseError, WrongTypeError
+from kvhive.errors import MisuseError, OutOfRangeError, WrongTypeError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -70,6 +70,18 @@ class Options(TypedDict, total=False):
     """The name of a node that is asked first for what its devices hold as replicas, as the one inside this process. As usual none is."""
 
 
+_KINDS: tuple[tuple[str, type | tuple[type, ...], str], ...] = (
+    ("connect_timeout", (int, float), "a number of seconds"),
+    ("request_timeout", (int, float), "a number of seconds"),
+    ("hold", (int, float), "a number of seconds"),
+    ("connections_per_member", int, "a whole number"),
+    ("raw_reads", bool, "True or False"),
+    ("gpu_stages", bool, "True or False"),
+    ("near", (str, type(None)), "the name of a node, or None"),
+)
+_MOST_CONNECTIONS = 1024
+
+
 def connect(
     coordinators: str | Sequence[str], token: str | bytes, **options: Unpack[Options]
 ) -> Operation[Connection]:
@@ -84,13 +96,20 @@ def connect(
             addresses.split(address)
         except ValueError:
             raise MisuseError(f"coordinator {address!r}: allowed is host:port, as in 10.0.0.1:7801") from None
+    for option, kind, allowed in _KINDS:
+        given = options.get(option)
+        if option in options and not (isinstance(given, kind) and isinstance(given, bool) == (kind is bool)):
+            raise WrongTypeError(f"{option} {given!r}: allowed is {allowed}")
+    connections = options.get("connections_per_member", 4)
+    if not 1 <= connections <= _MOST_CONNECTIONS:
+        raise OutOfRangeError(f"connections_per_member {connections}: allowed is a whole number from 1 to {_MOST_CONNECTIONS}")
     return Connection.connect(
         list(coordinators),
         secret(token),
         options.get("tls"),
         options.get("connect_timeout", 1.0),
         options.get("request_timeout", 5.0),
-        options.get("connections_per_member", 4),
+        connections,
         options.get("hold", 2.0),
         options.get("raw_reads", False),
         options.get("gpu_stages", True),
@@ -105,10 +124,18 @@ def secret(token: str | bytes) -> bytes:
     """
     if not isinstance(token, (str, bytes)):
         raise WrongTypeError(f"token is of {type(token).__name__}: allowed is the content of the cluster's token file, as str or bytes")
+    if names_a_file(token):
+        raise MisuseError(f"token {token!r} is a file: give what is in it, as open({token!r}).read()")
     kept = token.strip().encode() if isinstance(token, str) else token.removesuffix(b"\n").removesuffix(b"\r")
     if not kept:
         raise MisuseError("the token is empty: give the content of the cluster's token file")
     return kept
+
+
+def names_a_file(token: str | bytes) -> bool:
+    """Says whether a token is the path of a file, given in place of what is in it: as a token it would only be a wrong one."""
+    path = os.fsdecode(token).strip()
+    return os.sep in path and os.path.isfile(path)
 
 
 def local(directory: StrPath | None) -> tuple[list[str], str, Tls | None]:

@@ -16,7 +16,7 @@ from kvhive._native import Node
 from kvhive.access import Options, StrPath, Tls, secret
 from kvhive.aio import AsyncClient
 from kvhive.client import Client, Codec
-from kvhive.errors import NodeSetupError, WrongTypeError
+from kvhive.errors import ClosedError, NodeSetupError, WrongTypeError
 
 __all__ = ["EmbeddedNode", "Mode"]
 
@@ -80,8 +80,11 @@ class EmbeddedNode:
     ) -> None:
         self.name = name or f"embedded-{os.getpid()}-{secrets.token_hex(4)}"
         self._tls = tls
+        self._is_stopped = False
         if isinstance(coordinators, str):
             coordinators = [address.strip() for address in coordinators.split(",")]
+        if coordinators is None and advertise:
+            raise NodeSetupError(f"advertise {advertise!r}: it goes with coordinators, a node alone is reached from this host only")
         if coordinators is not None and (wrong := addresses.unreachable(coordinators, listen, advertise)):
             field, why = wrong
             raise NodeSetupError(f"{field} {(advertise if field == 'advertise' else listen)!r}: {why}")
@@ -114,7 +117,7 @@ class EmbeddedNode:
                 "tls": tls,
                 "listen": listen,
                 "advertise": advertise,
-                "labels": dict(labels or {}),
+                "labels": _labels(labels),
                 "io_threads": _whole("io_threads", io_threads, 1, _MOST),
             },
             start_timeout,
@@ -149,16 +152,24 @@ class EmbeddedNode:
 
     @property
     def is_serving(self) -> bool:
-        """Whether it holds a lease and serves."""
-        return self._node.is_serving
+        """Whether it holds a lease and serves; one that was stopped does not."""
+        return not self._is_stopped and self._node.is_serving
 
     def client(self, **options: Unpack[Options]) -> Client:
-        """Connects a client to its cluster."""
+        """Connects a client to its cluster.
+
+        :raises kvhive.ClosedError: when the node has been stopped.
+        """
+        self._check_open()
         options.setdefault("tls", self._tls)
         return Client(self.coordinators, self.token, **options)
 
     async def async_client(self, **options: Unpack[Options]) -> AsyncClient:
-        """Connects a client for asyncio to its cluster."""
+        """Connects a client for asyncio to its cluster.
+
+        :raises kvhive.ClosedError: when the node has been stopped.
+        """
+        self._check_open()
         options.setdefault("tls", self._tls)
         return await AsyncClient.connect(self.coordinators, self.token, **options)
 
@@ -181,6 +192,12 @@ class EmbeddedNode:
     def stop(self, limit: float = 10.0) -> None:
         """Leaves the cluster, ends requests that are under way and then all threads, within `limit`. Later calls do nothing."""
         self._node.stop(limit)
+        self._is_stopped = True
+
+    def _check_open(self) -> None:
+        # Nobody is there any more who would answer: a client would find that out only when its time is over.
+        if self._is_stopped:
+            raise ClosedError("the node has been stopped")
 
     def __enter__(self) -> Self:
         return self
@@ -199,6 +216,16 @@ def _whole(field: str, value: object, least: int, most: int) -> int:
     if not least <= number <= most:
         raise NodeSetupError(f"{field} {number}: allowed is a whole number from {least} to {most}")
     return number
+
+
+def _labels(given: Mapping[str, str] | None) -> dict[str, str]:
+    """Refuses what are no labels."""
+    if given is not None and not isinstance(given, Mapping):
+        raise WrongTypeError(f"labels {given!r}: allowed are names and values, as in {{'rack': 'r1'}}")
+    for name, value in (given or {}).items():
+        if not (isinstance(name, str) and isinstance(value, str)):
+            raise WrongTypeError(f"labels {name!r}: {value!r}: allowed is text for both")
+    return dict(given or {})
 
 
 def _all(field: str, values: Iterable[int], most: int) -> list[int]:

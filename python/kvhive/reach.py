@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, TypedDict
 
 from kvhive import addresses
-from kvhive.access import Tls, local
+from kvhive.access import Tls, local, names_a_file
 from kvhive.errors import MisuseError
 
 __all__ = ["Cluster", "Reach", "Told", "reach"]
@@ -111,6 +111,8 @@ def reach(where: str, given: dict[str, Any]) -> Reach:
                 raise MisuseError(f"{where} coordinators={one!r}: allowed is host:port, as in 10.0.0.1:7801") from None
         if (token is None) == (token_file is None):
             raise MisuseError(f"{where} token, token_file: one of them goes with coordinators")
+        if token is not None and names_a_file(str(token)):
+            raise MisuseError(f"{where} token={token!r}: it is a file; allowed is token_file={token!r}")
         try:
             token = Path(token_file).read_text() if token is None else str(token)
         except OSError as error:

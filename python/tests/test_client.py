@@ -6,6 +6,8 @@ import os
 import threading
 import time
 import urllib.request
+from pathlib import Path
+from typing import Any
 
 import kvhive
 import numpy as np
@@ -265,6 +267,30 @@ def test_who_cannot_connect_learns_why(node: kvhive.EmbeddedNode) -> None:
             kvhive.Client(node.coordinators, nothing)
     with pytest.raises(TypeError, match="unknown options"):
         kvhive.Client(node.coordinators, node.token, patience=3)  # type: ignore[call-arg]
+
+
+def test_a_tokens_file_in_place_of_the_token_is_told(node: kvhive.EmbeddedNode, tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_bytes(node.token)
+    for given in (str(path), str(path).encode()):
+        with pytest.raises(kvhive.MisuseError, match="is a file: give what is in it"):
+            kvhive.Client(node.coordinators, given)
+        with pytest.raises(kvhive.MisuseError, match="is a file: give what is in it"):
+            kvhive.EmbeddedNode(memory=1 << 20, block_bytes=4096, coordinators=node.coordinators, token=given)
+
+
+def test_options_that_are_not_allowed_are_named(node: kvhive.EmbeddedNode) -> None:
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"request_timeout": "1"}, "request_timeout '1': allowed is a number of seconds"),
+        ({"hold": True}, "hold True: allowed is a number of seconds"),
+        ({"near": 5}, "near 5: allowed is the name of a node"),
+        ({"raw_reads": "yes"}, "raw_reads 'yes': allowed is True or False"),
+        ({"connections_per_member": 0}, "connections_per_member 0: allowed is a whole number from 1"),
+        ({"connections_per_member": 1.5}, "connections_per_member 1.5: allowed is a whole number"),
+    ]
+    for options, why in wrong:
+        with pytest.raises(kvhive.MisuseError, match=why):
+            kvhive.Client(node.coordinators, node.token, **options)
 
 
 def test_threads_share_a_client(client: kvhive.Client, blocks: kvhive.Namespace) -> None:

@@ -1,7 +1,8 @@
 """What runs an engine's cache: forecasts, prefetching, scaling and balancing."""
 
+import asyncio
 import socket
-from typing import Any
+from typing import Any, cast
 
 import kvhive
 import numpy as np
@@ -71,6 +72,8 @@ def test_prefetching_says_what_is_there_and_what_became_of_it() -> None:
         assert prefetcher.prefetch([STORY, "short"]) == 5
         assert set(prefetcher.get_prefetch_stats()) == {"asked", "useful", "wasted", "late", "cancelled"}
         assert engine.backing.prefetch_blocks == 8
+        with pytest.raises(kvhive.WrongTypeError, match="prompts in a list are allowed"):
+            prefetcher.prefetch(STORY)
     with UltraAdaptiveKVCacheEngine(small_engine(enable_prefetch=False)) as engine:
         assert engine.backing.prefetch_blocks == 0
 
@@ -106,10 +109,30 @@ def test_what_is_no_engine_or_no_configuration_is_refused() -> None:
     for take in takers:
         with pytest.raises(kvhive.WrongTypeError, match=r"config is \{'num_heads': 2\}: a KVCacheConfig or None is allowed"):
             take({"num_heads": 2})
-    made: list[Any] = [AutoScaler, MultiGPULoadBalancer, CachePrefetcher]
+    made: list[Any] = [AutoScaler, MultiGPULoadBalancer, CachePrefetcher, WorkloadPredictor().observe]
     for take in made:
         with pytest.raises(kvhive.WrongTypeError, match="engine is 5: an UltraAdaptiveKVCacheEngine is allowed"):
             take(5)
+
+
+def test_arguments_of_a_wrong_type_are_named() -> None:
+    wrong: Any = 5
+    with pytest.raises(kvhive.WrongTypeError, match="model is of int, which has no fingerprint, tokenize, "):
+        UltraAdaptiveKVCacheEngine(small_engine(), model=wrong)
+    with UltraAdaptiveKVCacheEngine(small_engine()) as engine:
+        for call, why in (
+            (lambda: engine.covered(wrong), "text is 5: text is allowed"),
+            (lambda: engine.end_session(wrong), "session_id is 5: text is allowed"),
+            (lambda: engine.persist(wrong), "path is 5: a path or None is allowed"),
+            (lambda: ask(engine, "half \ud800"), "text has .* at 5: half of a character"),
+            (lambda: ask(engine, STORY, priority=1 << 32), "a whole number from -4294967295 to 4294967295 is allowed"),
+        ):
+            with pytest.raises(kvhive.MisuseError, match=why):
+                call()
+        with pytest.raises(kvhive.MisuseError, match="batch_size is 'ten': a whole number of 1 and more"):
+            asyncio.run(engine.process_batch_optimized([], batch_size=cast(int, "ten")))
+    with pytest.raises(kvhive.ClosedError, match="the engine has been closed"):
+        engine.covered(STORY)
 
 
 def test_an_admin_api_that_is_gone_is_unreachable() -> None:

@@ -208,17 +208,31 @@ def test_what_is_persisted_is_found_by_the_next_engine(tmp_path: Path) -> None:
         after = ask(engine, STORY, tenant="a")
         assert after["cache_hit"] and after["result"] == before["result"]
         assert not ask(engine, STORY, tenant="b")["cache_hit"]
-        kept = tmp_path / "one" / (tmp_path / "one" / "current").read_text()
-        (kept / "cluster.backup").write_bytes(b"something else")
-        with pytest.raises(IOError, match="cannot load"):
-            engine.load(tmp_path / "one")
-        # It goes on, empty.
-        assert not ask(engine, STORY, tenant="a")["cache_hit"]
         (tmp_path / "one" / "current").write_bytes(b"\xc9\xff")
         with pytest.raises(IOError, match="current is damaged"):
             engine.load(tmp_path / "one")
         assert engine.persist(tmp_path / "one") and engine.load(tmp_path / "one")
         assert ask(engine, STORY, tenant="a")["cache_hit"]
+
+
+def test_a_load_that_fails_leaves_the_engine_as_it_was(tmp_path: Path) -> None:
+    with UltraAdaptiveKVCacheEngine(small_engine()) as engine:
+        ask(engine, STORY)
+        engine.persist(tmp_path)
+        copy = tmp_path / (tmp_path / "current").read_text()
+        (segment,) = (copy / "blocks").glob("*.seg")
+        for file in (copy / "cluster.backup", copy / "blocks" / "manifest.json", segment):
+            whole = file.read_bytes()
+            for damaged in (b"", None) if file == segment else (b"", whole[: len(whole) // 2], b"\x55" + whole[1:], None):
+                if damaged is None:
+                    file.unlink()
+                else:
+                    file.write_bytes(damaged)
+                with pytest.raises(IOError, match=file.name if damaged is None or file == segment else "cannot load|damaged"):
+                    engine.load(tmp_path)
+                assert engine.covered(STORY) == 5, (file.name, damaged)
+            file.write_bytes(whole)
+        assert engine.load(tmp_path) and engine.covered(STORY) == 5
 
 
 def test_an_engine_that_persists_begins_with_what_the_last_one_had(tmp_path: Path) -> None:
@@ -241,9 +255,10 @@ def test_other_models_and_shapes_find_nothing_of_each_other(tmp_path: Path) -> N
             engine.load(tmp_path)
             assert not ask(engine, STORY)["cache_hit"]
     with UltraAdaptiveKVCacheEngine(small_engine(num_heads=1)) as engine:
+        ask(engine, STORY)
         with pytest.raises(IOError, match="another layout"):
             engine.load(tmp_path)
-        assert not ask(engine, STORY)["cache_hit"]
+        assert ask(engine, STORY)["cache_hit"], "what it has it keeps"
 
 
 def test_a_cache_that_is_gone_costs_no_answer() -> None:

@@ -1,5 +1,6 @@
 """An embedded node: alone, beside others in one cluster, and its setup."""
 
+import asyncio
 import json
 import os
 import subprocess
@@ -59,8 +60,10 @@ def test_a_stopped_node_says_so() -> None:
     node = kvhive.EmbeddedNode(memory=1 << 20, block_bytes=SIZE)
     node.stop()
     node.stop()
-    with pytest.raises(kvhive.ClosedError, match="the node has been stopped"):
-        node.stats()
+    assert not node.is_serving
+    for call in (node.stats, node.client, lambda: asyncio.run(node.async_client())):
+        with pytest.raises(kvhive.ClosedError, match="the node has been stopped"):
+            call()
 
 
 def test_a_cluster_that_is_gone_makes_misses() -> None:
@@ -94,6 +97,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"coordinators": "127.0.0.1:1", "token": b"x", "listen": "0.0.0.0:1"}, "listen '0.0.0.0:1': others cannot dial every address"),
     ({"coordinators": "127.0.0.1:1"}, "coordinators and token go together"),
     ({"io_threads": 0}, "io_threads"),
+    ({"advertise": "10.0.0.5:7810"}, "advertise '10.0.0.5:7810': it goes with coordinators"),
     ({"tls": kvhive.Tls("a", "b", "c")}, "a node alone"),
 ]
 
@@ -106,9 +110,10 @@ def test_a_wrong_setup_is_named(setup: dict[str, Any], why: str) -> None:
 
 
 def test_a_setup_of_a_wrong_type_is_named() -> None:
-    for given, why in (({"memory": "64MiB"}, "memory '64MiB': allowed is a whole number"), ({"block_bytes": "4KiB"}, "block_bytes '4KiB'")):
+    for given, why in (({"memory": "64MiB"}, "memory '64MiB': allowed is a whole number"), ({"block_bytes": "4KiB"}, "block_bytes '4KiB'"),
+        ({"labels": "rack"}, "labels 'rack': allowed are names and values"), ({"labels": {"rack": 1}}, "labels 'rack': 1: allowed is text")):
         with pytest.raises(kvhive.WrongTypeError, match=why) as raised:
-            kvhive.EmbeddedNode(**({"memory": 1 << 20, "block_bytes": SIZE} | given))  # type: ignore[arg-type]
+            kvhive.EmbeddedNode(**({"memory": 1 << 20, "block_bytes": SIZE} | given))
         assert isinstance(raised.value, TypeError) and isinstance(raised.value, kvhive.KvHiveError)
 
 

@@ -135,5 +135,7 @@ def test_settings_that_are_wrong_are_refused(tmp_path: Path) -> None:
     for given, message in wrong:
         with pytest.raises(kvhive.MisuseError, match=message):
             Settings.of({**sglangs, **where, **given}, others=SGLANGS)
+    with pytest.raises(kvhive.MisuseError, match=r"token='.*': it is a file; allowed is token_file='"):
+        Settings.of({**sglangs, "coordinators": "a:1", "token": str(token)}, others=SGLANGS)
     with pytest.raises(kvhive.MisuseError, match="no local cluster runs"):
         Settings.of({**sglangs, "directory": str(tmp_path)}, others=SGLANGS)

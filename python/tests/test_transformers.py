@@ -111,6 +111,12 @@ def test_what_it_cannot_keep_is_refused(store: CacheStore) -> None:
     _, cache = answer(deeper, PROMPT, transformers.DynamicCache(config=deeper.config))
     with pytest.raises(kvhive.MisuseError, match="a cache of 4 layers for a model of 3"):
         store.save(PROMPT, cache)
+    wrong: Any = None
+    with pytest.raises(kvhive.WrongTypeError, match="cache is of NoneType"):
+        store.save(PROMPT, wrong)
+    for known in (-1, len(PROMPT) + 1):
+        with pytest.raises(kvhive.OutOfRangeError, match=f"known {known}: allowed is 0 to {len(PROMPT)}"):
+            store.save(PROMPT, transformers.DynamicCache(config=deeper.config), known=known)
     with pytest.raises(kvhive.MisuseError, match="dtype torch.float64"):
         layout_of(other.config, torch.float64, 16)
     sliding = transformers.Gemma2Config(num_hidden_layers=2)
@@ -118,6 +124,13 @@ def test_what_it_cannot_keep_is_refused(store: CacheStore) -> None:
         layout_of(sliding, torch.float16, 16)
     with pytest.raises(kvhive.MisuseError, match="an encoder"):
         layout_of(transformers.T5Config(), torch.float16, 16)
+
+
+def test_extras_that_are_no_bytes_are_refused_at_once(client: kvhive.Client) -> None:
+    for extras in (["lora-1"], "lora-1", [1]):
+        given: Any = extras
+        with pytest.raises(kvhive.WrongTypeError, match="extra 0 is .*: allowed is bytes"):
+            CacheStore(client, "extras@1", model_of().config, extras=given)
 
 
 def tokenizer_of(words: int = 64) -> Any:

@@ -6,7 +6,7 @@ use kvhive_runtime::{
 };
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -106,6 +106,35 @@ fn a_full_mailbox_refuses_at_once() {
     while sum(&runtime, &worker) != Ok(taken as u64) {
         std::thread::yield_now();
     }
+    runtime.shutdown(PATIENCE);
+}
+
+#[test]
+fn times_that_were_missed_are_not_made_up_for() {
+    let runtime = runtime();
+    let worker = worker(&runtime, 64);
+    let period = Duration::from_millis(40);
+    let ticks = || runtime.io().block_on(worker.ask(PATIENCE, Message::Ticks)).expect("it answers");
+    worker.try_send(Message::TickEvery(period)).expect("there is room");
+    while ticks() == 0 {
+        std::thread::yield_now();
+    }
+    let begun = Instant::now();
+    let before = ticks();
+    let release = hold(&worker);
+    let until_held = begun.elapsed();
+    std::thread::sleep(period * 25);
+    let released = Instant::now();
+    drop(release);
+    let mut after = ticks();
+    while after < before + 2 {
+        std::thread::yield_now();
+        after = ticks();
+    }
+    // One that was due, and those since: half a period apart at least, however slow this machine is.
+    let free = until_held + released.elapsed();
+    let most = 2 + free.as_millis() / (period.as_millis() / 2);
+    assert!(u128::from(after - before) <= most, "{} ticks where {most} are allowed", after - before);
     runtime.shutdown(PATIENCE);
 }
 

@@ -5,6 +5,7 @@ use kvhive_protocol::TenantId;
 use kvhive_tests::{Cluster, kvhive, run};
 use serde_json::Value;
 use std::net::TcpListener;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -52,6 +53,35 @@ fn leadership_is_handed_over_when_asked_and_when_a_leader_stops() {
     let log = std::fs::read_to_string(format!("{}/logs/{to}.log", cluster.dir())).expect("it kept one");
     assert!(log.contains("handed leadership over"), "{log}");
     assert_eq!(cluster.wait(client.create_tenant("later")).expect("it leads"), TenantId(3));
+}
+
+/// Signals every coordinator at once.
+fn signal_all(cluster: &Cluster, signal: &str) {
+    let running = cluster.running();
+    let processes = running["processes"].as_array().expect("a list").iter();
+    let pids = processes.filter(|one| one["kind"] == "coordinator").map(|one| one["pid"].to_string());
+    let sent = Command::new("kill").arg(format!("-{signal}")).args(pids).status();
+    assert!(sent.expect("kill is there").success(), "cannot signal the coordinators");
+}
+
+#[test]
+fn coordinators_that_were_all_held_up_keep_their_leader() {
+    let cluster = Cluster::start(&["--nodes", "1", "--devices", "1"]);
+    leader(&cluster);
+    let led = || {
+        let status = cluster.status();
+        (status["leader"].clone(), status["term"].clone())
+    };
+    // A machine that is busy may hold one of them up for longer than the others: once is enough to show it.
+    let keep = (0..5).any(|_| {
+        let before = led();
+        signal_all(&cluster, "STOP");
+        // For longer than any of them waits for its leader.
+        std::thread::sleep(Duration::from_millis(1500));
+        signal_all(&cluster, "CONT");
+        led() == before
+    });
+    assert!(keep, "each time they took time for past in which they could not hear their leader");
 }
 
 /// Writes a cluster file that has one more coordinator in the place of another, with ports and a folder of its own.

@@ -155,6 +155,34 @@ pub(crate) struct Row {
     p50: f64,
     p99: f64,
     runs: u32,
+    /// What the ratio is to be, where that was set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bar: Option<Bar>,
+}
+
+/// What a ratio is to be.
+#[derive(Serialize, Clone, Copy, PartialEq, Debug)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Bar {
+    AtLeast(f64),
+    AtMost(f64),
+}
+
+impl Bar {
+    fn is_met(self, ratio: f64) -> bool {
+        match self {
+            Bar::AtLeast(least) => ratio >= least,
+            Bar::AtMost(most) => ratio <= most,
+        }
+    }
+
+    fn shown(self, ratio: f64) -> String {
+        let (word, bound) = match self {
+            Bar::AtLeast(least) => ("at least", least),
+            Bar::AtMost(most) => ("at most", most),
+        };
+        format!("{word} {bound:.2}: {}", if self.is_met(ratio) { "met" } else { "missed" })
+    }
 }
 
 impl Row {
@@ -178,7 +206,13 @@ impl Row {
             p50: mine,
             p99: quantile(ours, 0.99),
             runs: ours.len() as u32,
+            bar: None,
         }
+    }
+
+    /// Says what its ratio is to be.
+    pub(crate) fn with_bar(self, bar: Bar) -> Row {
+        Row { bar: Some(bar), ..self }
     }
 
     /// Makes a row whose p50 and p99 are those of single calls rather than of runs.
@@ -235,10 +269,13 @@ impl Bench {
         if self.json {
             return report::print_json(&report);
         }
-        let mut table =
-            report::table(&["CASE", "OURS", "BASELINE", "UNIT", "RATIO", "P50", "P99", "BASELINE IS"]);
+        let has_bars = report.rows.iter().any(|row| row.bar.is_some());
+        let bar = has_bars.then_some("RATIO IS TO BE");
+        let columns = ["CASE", "OURS", "BASELINE", "UNIT", "RATIO", "P50", "P99", "BASELINE IS"];
+        let mut table = report::table(&columns.into_iter().chain(bar).collect::<Vec<_>>());
         for row in &report.rows {
-            table.add_row([
+            let bar = row.bar.map(|bar| bar.shown(row.ratio)).unwrap_or_default();
+            let fields = [
                 row.case.clone(),
                 show(row.ours),
                 show(row.baseline),
@@ -247,7 +284,8 @@ impl Bench {
                 show(row.p50),
                 show(row.p99),
                 row.baseline_name.clone(),
-            ]);
+            ];
+            table.add_row(fields.into_iter().chain(has_bars.then_some(bar)));
         }
         report::print_table(&table);
         Ok(())
@@ -316,5 +354,20 @@ mod tests {
             ["baseline", "baseline_name", "case", "ours", "p50", "p99", "ratio", "runs", "unit"]
         );
         assert_eq!(row.ratio, 0.5);
+        let json = serde_json::to_value(row.with_bar(Bar::AtMost(2.0))).expect("plain numbers");
+        assert_eq!(json["bar"], serde_json::json!({"at_most": 2.0}));
+    }
+
+    #[test]
+    fn a_bar_says_whether_it_is_met_also_where_there_is_no_ratio() {
+        for (bar, ratio, says) in [
+            (Bar::AtLeast(0.9), 0.9, "at least 0.90: met"),
+            (Bar::AtLeast(0.9), 0.89, "at least 0.90: missed"),
+            (Bar::AtMost(2.0), 2.0, "at most 2.00: met"),
+            (Bar::AtMost(2.0), 2.01, "at most 2.00: missed"),
+            (Bar::AtMost(2.0), f64::NAN, "at most 2.00: missed"),
+        ] {
+            assert_eq!(bar.shown(ratio), says);
+        }
     }
 }

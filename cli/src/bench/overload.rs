@@ -3,7 +3,7 @@
 //! The same by many clients, none of which knows how many there are; and what a tenant that asks for little gets while another one floods.
 
 use super::private::{Private, one_device};
-use super::{Row, quantile};
+use super::{Bar, Row, quantile};
 use crate::commands;
 use crate::report::Latencies;
 use anyhow::{Context, Result, bail};
@@ -37,6 +37,14 @@ const STRETCH: Duration = Duration::from_secs(4);
 const RECOVERY: Duration = Duration::from_secs(10);
 const USUAL: f64 = 0.8;
 const OVERLOAD: f64 = 3.0;
+/// Of the peak, at three times of it.
+const GOODPUT: Bar = Bar::AtLeast(0.9);
+/// The 99th percentile of those that are served, of that at four fifths.
+const TAIL: Bar = Bar::AtMost(2.0);
+/// Of its deadline, until somebody hears that it is not.
+const TOLD: Bar = Bar::AtMost(0.1);
+/// Of what was served before, or is beside nobody else.
+const LEFT: Bar = Bar::AtLeast(0.95);
 /// Arrivals are due in steps of this.
 const STEP: Duration = Duration::from_millis(1);
 
@@ -236,7 +244,7 @@ impl Shares {
     fn rows(&self) -> Vec<Row> {
         let alone = "the same tenant alone";
         vec![
-            Row::of_runs("modest-beside-flood", "fetches/s", &self.beside, &self.alone, alone),
+            Row::of_runs("modest-beside-flood", "fetches/s", &self.beside, &self.alone, alone).with_bar(LEFT),
             Row::of_runs("modest-p99-beside-flood", "ms p99", &self.beside_p99, &self.alone_p99, alone),
         ]
     }
@@ -284,13 +292,17 @@ impl Figures {
             Row::of_runs(&format!("{what}-{of}"), unit, these, those, than)
         };
         let mut rows = vec![
-            row("goodput-at", "fetches/s", &self.goodput, &self.peak, "the peak of a closed loop"),
-            row("p99-at", "ms p99", &self.over_p99, &self.usual_p99, "the same at 0.8 of the peak"),
-            row("told-no-at", "ms p99", &self.refused_p99, &deadline, "the deadline of a read"),
+            row("goodput-at", "fetches/s", &self.goodput, &self.peak, "the peak of a closed loop")
+                .with_bar(GOODPUT),
+            row("p99-at", "ms p99", &self.over_p99, &self.usual_p99, "the same at 0.8 of the peak")
+                .with_bar(TAIL),
+            row("told-no-at", "ms p99", &self.refused_p99, &deadline, "the deadline of a read")
+                .with_bar(TOLD),
         ];
         if and_after {
             let before = "the same rate before";
-            rows.push(Row::of_runs("goodput-after", "fetches/s", &self.after, &self.before, before));
+            let row = Row::of_runs("goodput-after", "fetches/s", &self.after, &self.before, before);
+            rows.push(row.with_bar(LEFT));
         }
         if quantile(&self.before, 0.5) == 0.0 {
             bail!("nothing was fetched within {DEADLINE:?}");

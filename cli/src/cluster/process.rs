@@ -311,7 +311,7 @@ fn node(
 
 /// Returns how a node goes by NCCL, if it is to: by processes of this very program.
 fn nccl(own: &NodeConfig) -> Result<Option<NcclConfig>> {
-    let NcclSettings { is_on, after, max_pairs, max_ctas, buffer } = own.nccl;
+    let NcclSettings { is_on, after, max_pairs, max_ctas, buffer, guest_memory } = own.nccl;
     if !is_on || own.devices.iter().all(|device| device.kind == DeviceKind::Host) {
         return Ok(None);
     }
@@ -322,6 +322,7 @@ fn nccl(own: &NodeConfig) -> Result<Option<NcclConfig>> {
         max_pairs,
         max_ctas,
         buffer_bytes: buffer.0,
+        guest_bytes: guest_memory.0,
         ..NcclConfig::of(program)
     }))
 }

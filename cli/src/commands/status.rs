@@ -246,8 +246,25 @@ fn ranked_by(device: &Value) -> String {
     if chosen.is_empty() { "-".to_owned() } else { chosen.join(", ") }
 }
 
+/// Says what a node keeps of others' slots, and for how many blocks that clients were given how many were fetched.
+fn guests(node: &Value) -> String {
+    let guests = &node["guests"];
+    match guests["given_blocks"].as_u64() {
+        None => "-".to_owned(),
+        Some(0) if guests["blocks"] == 0 => "-".to_owned(),
+        Some(_) => format!(
+            "{}, {}; {} fetched for {} given",
+            text(guests, "blocks"),
+            size(guests, "bytes"),
+            text(guests, "fetched_blocks"),
+            text(guests, "given_blocks")
+        ),
+    }
+}
+
 fn print_nodes(status: &Value) {
-    let mut table = report::table(&["NODE", "STATE", "GENERATION", "DATA PLANE", "DEVICES", "LABELS"]);
+    let mut table =
+        report::table(&["NODE", "STATE", "GENERATION", "DATA PLANE", "DEVICES", "GUESTS", "LABELS"]);
     for one in list(&status["nodes"]) {
         let labels = one["labels"].as_object().map_or_else(String::new, |labels| {
             labels
@@ -262,6 +279,7 @@ fn print_nodes(status: &Value) {
             text(one, "generation"),
             text(one, "data_address"),
             text(one, "devices"),
+            guests(one),
             labels,
         ]);
     }
@@ -324,6 +342,16 @@ mod tests {
             super::state(&node("up", json!({ "generation": 1, "moved": true }))),
             "up, cordoned, lingers"
         );
+    }
+
+    #[test]
+    fn a_nodes_guests_are_told_with_how_many_were_fetched_for_how_many() {
+        let told = json!({ "blocks": 2, "bytes": 4096, "given_blocks": 16, "fetched_blocks": 3 });
+        assert_eq!(guests(&json!({ "guests": told })), "2, 4.0 KiB; 3 fetched for 16 given");
+        let none = json!({ "blocks": 0, "bytes": 0, "given_blocks": 0, "fetched_blocks": 0 });
+        assert_eq!(guests(&json!({ "guests": none })), "-");
+        // Of one that has not reported, or whose coordinator is older.
+        assert_eq!([guests(&json!({ "guests": null })), guests(&json!({}))], ["-", "-"]);
     }
 
     #[test]

@@ -46,6 +46,10 @@ enum Verb {
         name: String,
         #[command(flatten)]
         rules: Rules,
+        /// How many times as much of a node it gets as a tenant of weight 1, while both want more than there is: 1 to 1000
+        /// [default: 1]
+        #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..=1000))]
+        weight: Option<u16>,
         /// Rules that are as for everybody again, separated by commas
         #[arg(long, value_enum, value_delimiter = ',', value_name = "RULE,..")]
         reset: Vec<Rule>,
@@ -83,6 +87,7 @@ const CREATE_EXAMPLES: &str = "Examples:
 
 const SET_EXAMPLES: &str = "Examples:
   kvhive tenants set search --strategy s3-fifo
+  kvhive tenants set search --weight 4
   kvhive tenants set search --quantization-bits 8 --reset device-quota,compression-ratio";
 
 /// Rules, as both verbs take them.
@@ -122,6 +127,7 @@ enum Rule {
     QuantizationBits,
     CompressionRatio,
     SharesWith,
+    Weight,
 }
 
 impl Rule {
@@ -134,6 +140,7 @@ impl Rule {
             Rule::QuantizationBits => "quantization_bits",
             Rule::CompressionRatio => "compression_ratio",
             Rule::SharesWith => "shares_with",
+            Rule::Weight => "weight",
         }
     }
 }
@@ -158,9 +165,12 @@ impl Rules {
         said.collect()
     }
 
-    /// Returns the merge patch that sets these and resets those.
-    fn patch(&self, reset: &[Rule]) -> Result<Value> {
+    /// Returns the merge patch that sets these and this weight, and resets those.
+    fn patch(&self, weight: Option<u16>, reset: &[Rule]) -> Result<Value> {
         let mut fields = self.fields();
+        if let Some(weight) = weight {
+            fields.insert(Rule::Weight.field().to_owned(), json!(weight));
+        }
         for rule in reset {
             let field = rule.field();
             if fields.get(field).is_some_and(|value| !value.is_null()) {
@@ -209,7 +219,9 @@ impl Tenants {
                 fields.insert("name".to_owned(), json!(name));
                 admin.post("/v1/tenants", &Value::Object(fields))?
             }
-            Some(Verb::Set { name, rules, reset }) => admin.patch(&path(name)?, &rules.patch(reset)?)?,
+            Some(Verb::Set { name, rules, weight, reset }) => {
+                admin.patch(&path(name)?, &rules.patch(*weight, reset)?)?
+            }
             Some(Verb::Show { name }) => admin.get(&path(name)?)?,
             Some(Verb::Clear { name }) => admin.post(&format!("{}/clear", path(name)?), &json!({}))?,
             Some(Verb::Rotate { name }) => admin.post(&format!("{}/rotate", path(name)?), &json!({}))?,
@@ -331,6 +343,7 @@ fn print_one(tenant: &Value) {
         ("device quota", size(tenant, "device_quota_bytes")),
         ("host quota", size(tenant, "host_quota_bytes")),
         ("disk quota", size(tenant, "disk_quota_bytes")),
+        ("weight", text(tenant, "weight")),
         ("blocks are stored", codec),
         ("stored bytes of raw ones", rate(tenant, "stored_ratio")),
         ("used, device", size(tenant, "device_used_bytes")),
@@ -363,7 +376,7 @@ mod tests {
     fn patch(options: &[&str]) -> Result<Value> {
         let line = ["kvhive", "set", "acme"].iter().chain(options);
         match Line::try_parse_from(line)?.tenants.verb {
-            Some(Verb::Set { rules, reset, .. }) => rules.patch(&reset),
+            Some(Verb::Set { rules, weight, reset, .. }) => rules.patch(weight, &reset),
             other => panic!("{other:?}"),
         }
     }
@@ -381,9 +394,11 @@ mod tests {
             "4",
             "--reset",
             "host-quota,shares-with",
+            "--weight",
+            "4",
         ];
         let expected = json!({"strategy": "w-tinylfu", "device_quota_bytes": 8_u64 << 30,
-            "disk_quota_bytes": 1_u64 << 40, "quantization_bits": 4, "host_quota_bytes": null, "shares_with": null});
+            "disk_quota_bytes": 1_u64 << 40, "quantization_bits": 4, "host_quota_bytes": null, "shares_with": null, "weight": 4});
         assert_eq!(patch(&options).expect("they make sense"), expected);
     }
 
@@ -416,6 +431,8 @@ mod tests {
             (&["--device-quota", "8"][..], "a size needs a unit"),
             (&["--quantization-bits", "7"][..], "[possible values: 4, 8, 16]"),
             (&["--reset", "era"][..], "device-quota"),
+            (&["--weight", "0"][..], "1..=1000"),
+            (&["--weight", "2", "--reset", "weight"][..], "weight is both set and reset"),
             (&["--compression-ratio", "nan"][..], "from 0.001 to 1"),
             (&["--compression-ratio", "inf"][..], "from 0.001 to 1"),
             (&["--compression-ratio", "0"][..], "from 0.001 to 1"),

@@ -4,6 +4,7 @@ use super::isolated::{Isolation, probe, wrong_clock};
 use super::load::{self, Load};
 use super::made::{LISTS, moved, prepared};
 use super::shared::Shared;
+use super::whole::Whole;
 use crate::admin::{Admin, Target};
 use crate::cluster::end::signal;
 use crate::cluster::local::{self, Begins, Cluster};
@@ -11,7 +12,6 @@ use crate::trust;
 use anyhow::{Context, Result, bail};
 use kvhive_client::ClientConfig;
 use kvhive_oracle::Fault;
-use kvhive_protocol::{ClusterMap, Generation, MemberState};
 use rustix::process::Signal;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -39,8 +39,8 @@ pub(super) struct Ground {
     excused: BTreeSet<String>,
     /// What has ended by itself and was not excused, with why, that nobody was told yet.
     ended: Vec<String>,
-    /// Nodes that have to be heard anew before the cluster can be whole: the map may know nothing yet of their end.
-    renews: BTreeMap<String, Generation>,
+    /// What is known of nodes besides the map.
+    pub(super) whole: Whole,
     /// How many damaged records each node said that it had found when it was last asked.
     damage: BTreeMap<String, u64>,
     folder: Option<tempfile::TempDir>,
@@ -100,6 +100,7 @@ impl Ground {
         dir: PathBuf,
         folder: Option<tempfile::TempDir>,
     ) -> Ground {
+        let whole = Whole::of(cluster.config().nodes.len());
         Ground {
             cluster,
             isolation,
@@ -107,7 +108,7 @@ impl Ground {
             stopped: BTreeSet::new(),
             excused: BTreeSet::new(),
             ended: Vec::new(),
-            renews: BTreeMap::new(),
+            whole,
             damage: BTreeMap::new(),
             folder,
         }
@@ -225,6 +226,7 @@ impl Ground {
     /// When it does not run.
     pub(super) fn kill(&mut self, id: &str) -> Result<()> {
         self.stopped.remove(id);
+        self.damage.remove(id);
         if let Some(status) = self.cluster.kill(id)? {
             self.note_end(id, status);
         }
@@ -238,6 +240,7 @@ impl Ground {
     pub(super) fn finish(&mut self, id: &str) -> Result<()> {
         // What has ended already is started again, and told, before it is ended.
         self.revive()?;
+        self.damage.remove(id);
         self.cluster.end(id)
     }
 
@@ -334,11 +337,6 @@ impl Ground {
         Ok(self.cluster.pid(id).is_none())
     }
 
-    /// A node has lost nothing after all.
-    pub(super) fn stays(&mut self, id: &str) {
-        self.renews.remove(id);
-    }
-
     /// Starts what ended by itself.
     ///
     /// # Errors
@@ -383,10 +381,9 @@ impl Ground {
             self.tell_ends(shared);
             let lacking = match runtime.block_on(load.client().refresh()) {
                 Err(error) => format!("no map: {error}"),
-                Ok(map) => match self.lacking(&map, &BTreeSet::new()).or_else(|| self.silent()) {
+                Ok(map) => match self.whole.lacking(&map, &BTreeSet::new()).or_else(|| self.silent()) {
                     None => {
-                        self.renews.clear();
-                        self.excused.clear();
+                        self.renewed(&BTreeSet::new());
                         return Ok(Ok(()));
                     }
                     Some(lacking) => lacking,
@@ -406,37 +403,14 @@ impl Ground {
             tracing::debug!(%error, "the map could not be refreshed");
         }
         if let Some((_, member)) = load.client().map().member(id) {
-            self.renews.insert(id.to_owned(), member.generation);
+            self.whole.renews(id, member.generation);
         }
     }
 
     /// The cluster is whole without these: who is among them has still to be heard anew.
     pub(super) fn renewed(&mut self, gone: &BTreeSet<String>) {
-        self.renews.retain(|id, _| gone.contains(id));
+        self.whole.renewed(gone);
         self.excused.clear();
-    }
-
-    /// Says what a map lacks until the cluster is whole, but for these that are gone: of them it has to know that they are.
-    pub(super) fn lacking(&self, map: &ClusterMap, gone: &BTreeSet<String>) -> Option<String> {
-        let is_up = |id: &&String| map.member(id).is_some_and(|(_, member)| member.state == MemberState::Up);
-        if let Some(id) = gone.iter().find(is_up) {
-            return Some(format!("{id} is gone and is taken to be up"));
-        }
-        let is_old = |(id, old): &(&String, &Generation)| {
-            !gone.contains(*id) && map.member(id).is_none_or(|(_, member)| member.generation <= **old)
-        };
-        if let Some((id, _)) = self.renews.iter().find(is_old) {
-            return Some(format!("{id} has not registered anew"));
-        }
-        let nodes = self.nodes().len().saturating_sub(gone.len());
-        let up = map.members.values().filter(|member| member.state == MemberState::Up).count();
-        let wanted = usize::from(map.settings.replicas).min(nodes);
-        let thin = map.slots.iter().filter(|set| set.0.len() < wanted).count();
-        let filling = map.filling.len();
-        let is_whole = up >= nodes && thin == 0 && filling == 0;
-        (!is_whole).then(|| {
-            format!("{up} of {nodes} nodes are up, {thin} slots lack a replica, {filling} are being filled")
-        })
     }
 
     /// Says which coordinator does not follow.

@@ -6,15 +6,15 @@ use anyhow::{Context, Result, bail};
 use kvhive_oracle::{Fault, Step};
 use std::time::{Duration, Instant};
 
-/// How long a process is cut off: for less than a lease or for clearly more, as nobody knows what becomes of it between.
-const SHORT_MS: (u64, u64) = (300, 1200);
-const LONG_MS: (u64, u64) = (3500, 7000);
+/// For how many leases a process is cut off: for less than one or for clearly more, as nobody knows what becomes of it between.
+const SHORT: (f64, f64) = (0.15, 0.6);
+const LONG: (f64, f64) = (1.75, 3.5);
 /// The most packets of a hundred that are lost.
 const MOST_LOST: u64 = 30;
 /// How slow a slow network is, in Mbit/s.
 const SLOW_MBIT: u64 = 8;
-/// After trouble that may or may not have ended a lease, it is seen within this which of the two.
-const SETTLE: Duration = Duration::from_millis(2500);
+/// After trouble that may or may not have ended a lease, it is seen within so many leases which of the two.
+const SETTLE: f64 = 1.25;
 /// How long a process may go on after a failed sync.
 const SYNC_LIMIT: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(50);
@@ -55,7 +55,7 @@ impl Injector<'_> {
                 if ended {
                     self.ground.start(&node)?;
                 } else {
-                    self.ground.stays(&node);
+                    self.ground.whole.stays(&node);
                 }
                 let said = if ended { "and was killed" } else { "and lived" };
                 Ok(format!("{node}, which may take {} MiB more, {said}", bytes >> 20))
@@ -110,8 +110,9 @@ impl Injector<'_> {
             _ => Trouble::Deaf,
         };
         let is_long = step.per_mille > 300;
-        let (least, most) = if is_long { LONG_MS } else { SHORT_MS };
-        let time = Duration::from_millis(least + (most - least) * step.per_mille / 1000);
+        let (least, most) = if is_long { LONG } else { SHORT };
+        let share = least + (most - least) * step.per_mille as f64 / 1000.0;
+        let time = self.ground.leases().0.mul_f64(share);
         if is_long && self.ground.nodes().contains(&id) {
             // It is no member any more when it is heard again.
             self.hurts(&id);
@@ -132,7 +133,7 @@ impl Injector<'_> {
         self.ground.isolation()?.network().trouble(&id, trouble)?;
         self.shared.rest(time);
         self.ground.isolation()?.network().mend(&id);
-        self.shared.rest(SETTLE);
+        self.shared.rest(self.ground.leases().0.mul_f64(SETTLE));
         Ok(format!("{id}, {what} for {:.1} s", time.as_secs_f64()))
     }
 

@@ -6,9 +6,11 @@ use super::load::{Clears, Load};
 use super::rot;
 use super::shared::Shared;
 use super::under_way::{UnderWay, Unhealed};
+use super::whole::Whole;
 use anyhow::{Context, Result};
 use kvhive_oracle::schedule::hit_by;
 use kvhive_oracle::{Broken, Fault, Hit, Outage, Random, Schedule, Step, Turn};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,7 +19,7 @@ pub(super) const GONE_MS: u64 = 4000;
 /// After a change has been made again, nodes have their leases renewed within this.
 const RENEWAL: Duration = Duration::from_secs(1);
 /// How often it is seen whether something is to go on.
-const EVERY: Duration = Duration::from_millis(100);
+const EVERY: Duration = Duration::from_millis(50);
 /// How often damaged blocks are fetched, besides by those who read anyway.
 const LOOKS: u32 = 2;
 
@@ -38,6 +40,12 @@ pub(super) struct Injector<'a> {
     pub(super) behind: Option<Unhealed>,
     /// What nodes have not.
     pub(super) thin: Option<Unhealed>,
+    /// A node was hit since it was known that what is promised has all of its copies.
+    pub(super) is_thin: bool,
+    /// Nodes that are there again and that the coordinators have not heard of since.
+    unheard: BTreeSet<String>,
+    /// How long promised blocks were looked for, of the time that is accounted for next.
+    looked: Duration,
 }
 
 impl<'a> Injector<'a> {
@@ -61,6 +69,9 @@ impl<'a> Injector<'a> {
             is_alone: false,
             behind: None,
             thin: None,
+            is_thin: false,
+            unheard: BTreeSet::new(),
+            looked: Duration::ZERO,
         }
     }
 
@@ -91,12 +102,16 @@ impl<'a> Injector<'a> {
     /// When the cluster's processes cannot be handled any more.
     pub(super) fn run(&mut self, mut schedule: Schedule, until: Duration) -> Result<()> {
         while !schedule.is_over() && !self.shared.is_ending() && self.shared.elapsed() < until {
+            let mut begun = Instant::now();
             self.go_on()?;
-            let Some(Turn { step, is_alone }) = schedule.next(self.broken()) else {
+            let broken = self.broken();
+            let Some(Turn { step, is_alone }) = schedule.next(broken) else {
                 self.shared.rest(EVERY);
+                self.spend(schedule.waits_for(broken), &mut begun);
                 continue;
             };
             self.shared.rest(Duration::from_millis(step.rest_ms));
+            self.spend("the rest before a fault", &mut begun);
             if self.shared.is_ending() {
                 break;
             }
@@ -108,11 +123,13 @@ impl<'a> Injector<'a> {
             });
             self.is_alone = is_alone;
             if self.begin(step)? {
+                self.spend("faults to be begun", &mut begun);
                 continue;
             }
             let what = self.perform(step)?;
             self.shared.made(step.fault);
             self.mend(step.fault, &what)?;
+            self.spend("what is broken by itself to be over and whole", &mut begun);
         }
         while !self.under_way.is_empty() && !self.shared.is_ending() {
             self.go_on()?;
@@ -120,6 +137,22 @@ impl<'a> Injector<'a> {
         }
         self.count_damage();
         Ok(())
+    }
+
+    /// Accounts for the time since `begun`, which begins anew.
+    fn spend(&mut self, what: &'static str, begun: &mut Instant) {
+        let looked = std::mem::take(&mut self.looked);
+        let spent = std::mem::replace(begun, Instant::now()).elapsed().saturating_sub(looked);
+        let mut figures = self.shared.figures();
+        *figures.waited.entry(what).or_default() += spent.as_secs_f64();
+        *figures.waited.entry("promised blocks to be looked for").or_default() += looked.as_secs_f64();
+    }
+
+    /// Looks for every promised block.
+    fn look(&mut self) {
+        let begun = Instant::now();
+        self.runtime.block_on(self.load.check_promises());
+        self.looked += begun.elapsed();
     }
 
     /// Says whether it may be that nobody leads for as long as this takes.
@@ -145,8 +178,10 @@ impl<'a> Injector<'a> {
     fn broken(&self) -> Broken {
         Broken {
             coordinators: self.behind.as_ref().map_or(0, |behind| behind.hit.len()),
-            nodes: self.gone_nodes().len(),
-            is_thin: self.thin.is_some(),
+            nodes: self.gone_nodes().len() + self.unheard.len(),
+            is_thin: self.is_thin,
+            unseen: self.thin.as_ref().map_or(0, |thin| thin.times),
+            is_healing: self.thin.is_some(),
             is_alone: self.is_alone,
             is_read: self.under_way.iter().any(|one| matches!(one, UnderWay::Looks(_))),
         }
@@ -167,7 +202,7 @@ impl<'a> Injector<'a> {
                 self.shared.say(&format!("{} {what}; whole {took:.1} s later", fault.name()));
                 self.shared.oracle().heals();
                 if !fault.spares_nodes() {
-                    self.runtime.block_on(self.load.check_promises());
+                    self.look();
                 }
             }
             Err(_) if self.shared.is_interrupted() => {}
@@ -188,18 +223,42 @@ impl<'a> Injector<'a> {
             settle(self.shared, &mut self.behind, lacking, "coordinators follow");
         }
         if self.thin.is_some() {
-            let gone = self.gone_nodes();
-            let lacking = match self.runtime.block_on(self.load.client().refresh()) {
-                Err(error) => Some(format!("no map: {error}")),
-                Ok(map) => self.ground.lacking(&map, &gone),
-            };
-            if settle(self.shared, &mut self.thin, lacking, "nodes are whole") {
-                self.ground.renewed(&gone);
-                self.shared.oracle().heals();
-                self.runtime.block_on(self.load.check_promises());
-            }
+            self.see_whether_nodes_are()?;
         }
         self.is_alone = self.broken().ends_alone().is_alone;
+        Ok(())
+    }
+
+    /// The same of nodes: what is promised is whole before everything is.
+    fn see_whether_nodes_are(&mut self) -> Result<()> {
+        let gone = self.gone_nodes();
+        let (lacking, is_thin) = match self.runtime.block_on(self.load.client().refresh()) {
+            Err(error) => (Some(format!("no map: {error}")), true),
+            Ok(map) => {
+                self.unheard = self.ground.whole.unheard(&map, &gone);
+                let is_thin = self.ground.whole.is_thin(&map, &gone, self.load.promised_slots());
+                (self.ground.whole.lacking(&map, &gone), is_thin)
+            }
+        };
+        let has_copies = self.is_thin && !is_thin;
+        if let Some(thin) = self.thin.as_ref().filter(|_| has_copies) {
+            let took = thin.since.elapsed().as_secs_f64();
+            self.shared.say(&format!("what is promised has its copies {took:.1} s after {}", thin.what));
+        }
+        let is_whole = settle(self.shared, &mut self.thin, lacking, "nodes are whole");
+        if is_whole {
+            self.ground.renewed(&gone);
+        }
+        if self.thin.is_none() || has_copies {
+            self.is_thin = false;
+        }
+        if self.thin.is_none() {
+            self.unheard.clear();
+        }
+        if is_whole || has_copies {
+            self.shared.oracle().heals();
+            self.look();
+        }
         Ok(())
     }
 
@@ -229,7 +288,6 @@ impl<'a> Injector<'a> {
 
     /// Flips bits of records on a node's disk, and has them read.
     pub(super) fn flip_bits(&mut self, step: Step) -> Result<()> {
-        self.count_damage();
         let node = self.node(step)?;
         let flipped = rot::flip(self.ground.dir(), &node, &mut self.random, self.load, self.shared)?;
         // Blocks come to disks when memory is full: early in a run there are none yet.
@@ -239,13 +297,13 @@ impl<'a> Injector<'a> {
         self.shared.figures().flipped += flipped.len() as u64;
         self.shared.made(Fault::FlipBits);
         self.shared.say(&format!("flip-bits {} blocks of {node}", flipped.len()));
-        let (load, mut prefixes) = (self.load.clone(), flipped);
-        prefixes.sort_unstable();
-        prefixes.dedup();
+        let (load, mut blocks) = (self.load.clone(), flipped);
+        blocks.sort_unstable();
+        blocks.dedup();
         let looks = async move {
             // Again, as each time one of the replicas is asked.
             for _ in 0..LOOKS {
-                load.look(&prefixes).await;
+                load.look(&blocks).await;
             }
         };
         self.under_way.push(UnderWay::Looks(self.runtime.spawn(looks)));
@@ -253,11 +311,16 @@ impl<'a> Injector<'a> {
     }
 
     /// Counts what nodes have found to be damaged since they were last asked.
-    pub(super) fn count_damage(&mut self) {
+    fn count_damage(&mut self) {
         for node in self.standing_nodes() {
-            let found = self.ground.new_damage(self.load, &node);
-            self.shared.figures().damage_found += found;
+            self.count_damage_of(&node);
         }
+    }
+
+    /// The same of one of them.
+    pub(super) fn count_damage_of(&mut self, node: &str) {
+        let found = self.ground.new_damage(self.load, node);
+        self.shared.figures().damage_found += found;
     }
 
     /// Makes a change; returns how long it took in seconds, and counts it as not healed when it never came.
@@ -286,14 +349,20 @@ impl<'a> Injector<'a> {
         self.ground.leader_but(&gone).context("no coordinator says that it leads")
     }
 
-    /// Picks a node of those that are there.
+    /// Picks a node of those that are there: one that has something promised to lose, where one has.
     pub(super) fn node(&self, step: Step) -> Result<String> {
-        pick(&self.standing_nodes(), step.victim).cloned()
+        let (mut there, map) = (self.standing_nodes(), self.load.client().map());
+        let holds = |id: &String| Whole::holds(&map, id, self.load.promised_slots());
+        if there.iter().any(holds) {
+            there.retain(holds);
+        }
+        pick(&there, step.victim).cloned()
     }
 
     fn standing_nodes(&self) -> Vec<String> {
         let gone = self.gone_nodes();
-        self.ground.nodes().into_iter().filter(|node| !gone.contains(node)).collect()
+        let is_there = |node: &String| !gone.contains(node) && !self.unheard.contains(node);
+        self.ground.nodes().into_iter().filter(is_there).collect()
     }
 }
 

@@ -8,8 +8,9 @@ use kvhive_client::{
 use kvhive_oracle::Label;
 use kvhive_oracle::{Answer, Random, payload};
 use kvhive_protocol::data::Ack;
-use kvhive_protocol::{BlockHeader, BlockKey, Layout, PinMode, Reason};
-use std::collections::HashMap;
+use kvhive_protocol::{BlockHeader, BlockKey, Layout, PinMode, Reason, Slot};
+use std::collections::{BTreeSet, HashMap};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
@@ -36,20 +37,20 @@ const CHURN: u16 = 1;
 /// It is cleared again and again.
 const CLEARED: u16 = 2;
 /// Prefixes of each tenant.
-const PREFIXES: [u32; TENANTS as usize] = [24, 128, 32];
+pub(super) const PREFIXES: [u32; TENANTS as usize] = [24, 128, 32];
 const READERS: u64 = 3;
 const WRITERS: u64 = 2;
 /// The longest that a reader, and a writer, rests between calls, in milliseconds: faults are to be met by the cluster, not by a machine that
 /// has no time left for it.
-const READ_EVERY_MS: u64 = 30;
+const READ_EVERY_MS: u64 = 60;
 const STORE_EVERY_MS: u64 = 60;
 /// How long a block that does not come is tried for until it is lost.
-const LOOK_LIMIT: Duration = Duration::from_secs(10);
+pub(super) const LOOK_LIMIT: Duration = Duration::from_secs(10);
 /// How long a promised block that does not come is asked for again and again.
 const GAP_LIMIT: Duration = Duration::from_secs(30);
 /// A gap of which more is told than how long it was.
 const TOLD_GAP: Duration = Duration::from_millis(200);
-const AGAIN: Duration = Duration::from_millis(20);
+pub(super) const AGAIN: Duration = Duration::from_millis(20);
 /// Between clears, in milliseconds.
 const CLEAR_EVERY_MS: (u64, u64) = (1500, 5000);
 /// How long a change may take after a coordinator was hit.
@@ -88,11 +89,13 @@ impl Clients {
 /// The clients of a run.
 #[derive(Clone)]
 pub(super) struct Load {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     client: Client,
     config: ClientConfig,
     blocks: Arc<Vec<NamespaceClient>>,
     keys: Arc<HashMap<BlockKey, (u16, u32, u16)>>,
+    /// Where promised blocks live.
+    slots: Arc<BTreeSet<Slot>>,
 }
 
 /// Returns a tenant's name.
@@ -135,10 +138,16 @@ impl Load {
                 );
             }
         }
-        let replicas = client.map().settings.replicas;
+        let settings = client.map().settings.clone();
+        let replicas = settings.replicas;
         shared.know(TENANTS, replicas);
-        let load =
-            Load { shared: shared.clone(), client, config, blocks: Arc::new(blocks), keys: Arc::new(keys) };
+        let kept = (0..PREFIXES[usize::from(KEPT)]).map(|name| prefix(&blocks[usize::from(KEPT)], name));
+        let segment = (settings.segment_blocks as usize).max(1);
+        let slots = kept
+            .flat_map(|prefix| prefix.keys().iter().step_by(segment).map(BlockKey::slot).collect::<Vec<_>>());
+        let slots = Arc::new(slots.collect());
+        let (blocks, keys) = (Arc::new(blocks), Arc::new(keys));
+        let load = Load { shared: shared.clone(), client, config, blocks, keys, slots };
         let begun = Instant::now();
         for name in 0..PREFIXES[usize::from(KEPT)] {
             let blocks = &load.blocks[usize::from(KEPT)];
@@ -169,6 +178,11 @@ impl Load {
     /// Returns the client that the run itself asks by.
     pub(super) fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// Returns the slots that promised blocks live in.
+    pub(super) fn promised_slots(&self) -> &BTreeSet<Slot> {
+        &self.slots
     }
 
     /// Names the tenant whose blocks are promised.
@@ -233,7 +247,7 @@ impl Load {
     }
 
     /// Says whether a promised block is among those that did not come.
-    fn is_short(&self, name: u32, came: &[bool]) -> bool {
+    pub(super) fn is_short(&self, name: u32, came: &[bool]) -> bool {
         let oracle = self.shared.oracle();
         came.iter().enumerate().any(|(at, came)| !came && oracle.is_promised(KEPT, name, at as u16))
     }
@@ -256,14 +270,21 @@ impl Load {
     }
 
     /// Fetches a prefix, judges every block that comes, and says which came.
-    async fn fetch(&self, tenant: u16, name: u32) -> Vec<bool> {
+    pub(super) async fn fetch(&self, tenant: u16, name: u32) -> Vec<bool> {
+        self.fetch_some(tenant, name, 0..DEPTH).await
+    }
+
+    /// The same of some of its blocks.
+    async fn fetch_some(&self, tenant: u16, name: u32, places: Range<usize>) -> Vec<bool> {
+        let wanted = places.len();
         let blocks = &self.blocks[usize::from(tenant)];
         let prefix = prefix(blocks, name);
-        let mut memory = vec![0u8; BLOCK * DEPTH];
+        let mut memory = vec![0u8; BLOCK * wanted];
         let mut targets: Vec<&mut [u8]> = memory.chunks_mut(BLOCK).collect();
         let asked = self.shared.oracle().fetch_begins(tenant, name);
         let begun = self.shared.elapsed();
-        let report = tokio::time::timeout(NEVER, blocks.fetch_into(&prefix, 0..DEPTH, &mut targets)).await;
+        let report =
+            tokio::time::timeout(NEVER, blocks.fetch_into(&prefix, places.clone(), &mut targets)).await;
         let took = self.shared.elapsed() - begun;
         let outcomes = match report {
             Ok(Ok(report)) => report.outcomes,
@@ -271,11 +292,11 @@ impl Load {
                 self.shared.figures().late_reads += 1;
                 self.shared
                     .found(format!("a read had not ended after {NEVER:?}, its limit is {READ_LIMIT:?}"));
-                return vec![false; DEPTH];
+                return vec![false; wanted];
             }
             Ok(Err(error)) => {
                 self.shared.found(format!("a fetch is refused by the client: {error}"));
-                return vec![false; DEPTH];
+                return vec![false; wanted];
             }
         };
         if took > READ_LIMIT + LATE_AFTER + self.shared.lag_since(begun) {
@@ -283,8 +304,8 @@ impl Load {
             self.shared
                 .found(format!("a read took {:.3} s, its limit is {READ_LIMIT:?}", took.as_secs_f64()));
         }
-        let mut came = Vec::with_capacity(DEPTH);
-        for ((at, outcome), block) in outcomes.iter().enumerate().zip(memory.chunks(BLOCK)) {
+        let mut came = Vec::with_capacity(wanted);
+        for ((at, outcome), block) in places.clone().zip(&outcomes).zip(memory.chunks(BLOCK)) {
             let is_there = matches!(outcome, FetchOutcome::Loaded(_));
             came.push(is_there);
             if !is_there {
@@ -301,7 +322,7 @@ impl Load {
             drop(figures);
             self.shared.found(format!("block {at} of prefix {name} of tenant {tenant} is {answer}"));
         }
-        if tenant == KEPT && self.is_short(name, &came) {
+        if tenant == KEPT && wanted == DEPTH && self.is_short(name, &came) {
             let why: Vec<&FetchOutcome> =
                 outcomes.iter().filter(|one| matches!(one, FetchOutcome::Missed(_))).collect();
             tracing::debug!(name, took_ms = took.as_millis() as u64, ?why, "a promised block did not come");
@@ -309,13 +330,13 @@ impl Load {
         let verified = came.iter().filter(|came| **came).count() as u64;
         let mut figures = self.shared.figures();
         figures.reads_verified += verified;
-        figures.misses += DEPTH as u64 - verified;
+        figures.misses += wanted as u64 - verified;
         drop(figures);
         came
     }
 
     /// Stores blocks of a prefix; says whether as many replicas as asked have acknowledged all of them.
-    async fn store(&self, tenant: u16, name: u32, places: std::ops::Range<usize>, ack: Ack) -> bool {
+    pub(super) async fn store(&self, tenant: u16, name: u32, places: Range<usize>, ack: Ack) -> bool {
         let blocks = &self.blocks[usize::from(tenant)];
         let prefix = prefix(blocks, name);
         let clears = self.shared.oracle().store_begins(tenant, name);
@@ -342,29 +363,6 @@ impl Load {
         drop(oracle);
         self.shared.figures().blocks_stored += acknowledged;
         acknowledged == places.len() as u64
-    }
-
-    /// Stores what is not promised of a kept prefix, each block by itself: another's loss is not to be covered by it. Says
-    /// whether all of it is promised.
-    async fn keep(&self, name: u32) -> bool {
-        for at in 0..DEPTH {
-            let may_be = self.shared.oracle().may_promise(KEPT, name, at as u16);
-            if may_be {
-                self.store(KEPT, name, at..at + 1, Ack::All).await;
-            }
-        }
-        let oracle = self.shared.oracle();
-        (0..DEPTH).all(|at| oracle.is_promised(KEPT, name, at as u16))
-    }
-
-    /// Keeps what was promised and is no more, because too much was broken at a time.
-    async fn keeps(self) {
-        while !self.shared.is_ending() {
-            for name in 0..PREFIXES[usize::from(KEPT)] {
-                self.keep(name).await;
-            }
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
     }
 
     /// Stores at random until the run ends.
@@ -422,10 +420,11 @@ impl Load {
         }
     }
 
-    /// Fetches prefixes, whatever comes.
-    pub(super) async fn look(&self, prefixes: &[(u16, u32)]) {
-        for (tenant, name) in prefixes {
-            self.fetch(*tenant, *name).await;
+    /// Fetches blocks, whatever comes.
+    pub(super) async fn look(&self, blocks: &[(u16, u32, u16)]) {
+        for (tenant, name, at) in blocks {
+            let at = usize::from(*at);
+            self.fetch_some(*tenant, *name, at..at + 1).await;
         }
     }
 
@@ -439,35 +438,6 @@ impl Load {
             }
         }
         None
-    }
-
-    /// Looks for every promised block. The cluster is whole.
-    pub(super) async fn check_promises(&self) {
-        let promised = self.shared.oracle().promised();
-        let ended = self.shared.oracle().voided();
-        self.shared.figures().promises_ended = ended;
-        let mut names: Vec<u32> = promised.iter().map(|(_, name, _)| *name).collect();
-        names.dedup();
-        for name in names {
-            let (begun, mut came) = (Instant::now(), self.fetch(KEPT, name).await);
-            while self.is_short(name, &came) && begun.elapsed() < LOOK_LIMIT {
-                tokio::time::sleep(AGAIN * 10).await;
-                came = self.fetch(KEPT, name).await;
-            }
-            for at in 0..DEPTH as u16 {
-                if !self.shared.oracle().is_promised(KEPT, name, at) {
-                    continue;
-                }
-                self.shared.figures().promises_checked += 1;
-                if !came[usize::from(at)] {
-                    self.shared.figures().lost += 1;
-                    self.shared.oracle().loses(KEPT, name, at);
-                    self.shared.found(format!(
-                        "block {at} of prefix {name} was acknowledged by every replica and is gone"
-                    ));
-                }
-            }
-        }
     }
 }
 

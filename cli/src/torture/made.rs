@@ -7,7 +7,9 @@ use anyhow::Result;
 use kvhive_config::{Bytes, ClusterConfig, LocalShape};
 
 /// Of the cluster of its own: short, so that nodes are stopped for longer than it in little time.
-const SERVING_LEASE: &str = "5s";
+const SERVING_LEASE: &str = "4s";
+/// Short as well, so that who is gone is known to be so soon, and what it had is given to others. Nodes send heartbeats five times as often.
+const LEASE: &str = "1s";
 /// Who is gone is not waited for, so that the cluster is whole without it soon, and the next may go.
 const REPAIR_AFTER: &str = "0s";
 
@@ -37,10 +39,11 @@ pub(super) fn prepared(
     };
     local::prepare(folder.path(), Some(shape), false)?;
     let file = folder.path().join(local::CONFIG_FILE);
-    let lease = ("KVHIVE_CLUSTER__SERVING_LEASE".to_owned(), SERVING_LEASE.to_owned());
-    let repair = ("KVHIVE_CLUSTER__REPAIR_AFTER".to_owned(), REPAIR_AFTER.to_owned());
+    let serving_lease = ("KVHIVE_CLUSTER__SERVING_LEASE".to_owned(), SERVING_LEASE.to_owned());
+    let always = [("LEASE", LEASE), ("REPAIR_AFTER", REPAIR_AFTER)];
+    let always = always.map(|(key, value)| (format!("KVHIVE_CLUSTER__{key}"), value.to_owned()));
     // Where nobody is stopped for as long, it is as long as everywhere: so that coordinators may be gone for some seconds.
-    let own = Some(lease).filter(|_| pauses).into_iter().chain([repair]);
+    let own = Some(serving_lease).filter(|_| pauses).into_iter().chain(always);
     let config = ClusterConfig::from_toml(&std::fs::read_to_string(&file)?, own)?;
     std::fs::write(&file, write(&config)?)?;
     Ok((folder, config))

@@ -8,9 +8,11 @@ mod inject;
 mod isolated;
 mod load;
 mod made;
+mod promises;
 mod rot;
 mod shared;
 mod under_way;
+mod whole;
 
 use crate::bench::Machine;
 use crate::{commands, report};
@@ -70,6 +72,10 @@ struct Told {
     machine: Machine,
     /// How often each kind of fault was made.
     faults: BTreeMap<&'static str, u64>,
+    /// The same for an hour, at this rate.
+    faults_an_hour: BTreeMap<&'static str, u64>,
+    /// What the plan of faults waited for, in seconds.
+    waited: BTreeMap<&'static str, f64>,
     /// What could not be made here, and why.
     skipped: Vec<String>,
     /// What was found, in words.
@@ -204,7 +210,13 @@ impl Torture {
                 interrupted,
             },
             machine: Machine::this(),
+            faults_an_hour: shared
+                .faults()
+                .into_iter()
+                .map(|(name, made)| (name, an_hour(made, seconds)))
+                .collect(),
             faults: shared.faults(),
+            waited: figures.waited.clone(),
             skipped,
             findings: shared.findings(),
             report: figures.report(!self.no_time_bars),
@@ -216,6 +228,11 @@ impl Torture {
     }
 }
 
+/// Returns how many there would be in an hour.
+fn an_hour(made: u64, seconds: f64) -> u64 {
+    (made as f64 * 3600.0 / seconds.max(1.0)).round() as u64
+}
+
 fn print(told: &Told) {
     println!(
         "seed {}, {:.0} s of faults on {} cluster, {} build",
@@ -224,9 +241,16 @@ fn print(told: &Told) {
         if told.torture.cluster == "own" { "its own" } else { "the given" },
         if cfg!(debug_assertions) { "debug" } else { "release" }
     );
-    let mut table = report::table(&["FAULT", "MADE"]);
-    for (name, count) in &told.faults {
-        table.add_row([(*name).to_owned(), count.to_string()]);
+    let mut table = report::table(&["FAULT", "MADE", "AN HOUR"]);
+    for ((name, count), an_hour) in told.faults.iter().zip(told.faults_an_hour.values()) {
+        table.add_row([(*name).to_owned(), count.to_string(), an_hour.to_string()]);
+    }
+    report::print_table(&table);
+    println!();
+    let mut table = report::table(&["THE PLAN WAITED FOR", "S", "OF 100"]);
+    for (what, waited) in &told.waited {
+        let share = 100.0 * waited / told.torture.seconds.max(1.0);
+        table.add_row([(*what).to_owned(), format!("{waited:.1}"), format!("{share:.1}")]);
     }
     report::print_table(&table);
     for one in &told.skipped {

@@ -16,7 +16,7 @@ const PAGE: u64 = 4096;
 const HEADER_AT: usize = 88;
 const MAGIC: &[u8] = b"KVRECORD";
 /// Records flipped at a time.
-const FLIPS: usize = 64;
+const FLIPS: usize = 128;
 /// Records looked at, at most, to find as many.
 const LOOKS: u64 = 2000;
 
@@ -38,7 +38,7 @@ pub(super) fn files(dir: &Path, node: &str) -> Vec<(PathBuf, u64)> {
 }
 
 /// Flips one bit each of some blocks of this run that are on a node's disks, of none that are promised: of those nothing would be any
-/// more. Returns the prefixes that they are of.
+/// more. Returns which blocks.
 ///
 /// # Errors
 /// When a file cannot be read or written.
@@ -48,7 +48,7 @@ pub(super) fn flip(
     random: &mut Random,
     load: &Load,
     shared: &Shared,
-) -> Result<Vec<(u16, u32)>> {
+) -> Result<Vec<(u16, u32, u16)>> {
     let mut flipped = Vec::new();
     for (path, frame) in files(dir, node) {
         let file = OpenOptions::new().read(true).write(true).open(&path)?;
@@ -74,7 +74,7 @@ pub(super) fn flip(
             {
                 shared.oracle().damages(tenant, name, place);
             }
-            flipped.push((tenant, name));
+            flipped.push((tenant, name, place));
         }
         // Nodes read past the page cache.
         file.sync_data()?;

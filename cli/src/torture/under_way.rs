@@ -22,6 +22,8 @@ pub(super) struct Unhealed {
     pub(super) what: String,
     /// Who was hit since everything was whole.
     pub(super) hit: BTreeSet<String>,
+    /// How often somebody was.
+    pub(super) times: usize,
 }
 
 /// A fault that has begun.
@@ -145,7 +147,7 @@ impl Injector<'_> {
         let begun = Instant::now();
         let id = self.node(step)?;
         // What it has found is forgotten with it.
-        self.count_damage();
+        self.count_damage_of(&id);
         self.hurts(&id);
         self.breaks(step, &id);
         match step.fault {
@@ -183,22 +185,29 @@ impl Injector<'_> {
 
     /// Notes who is broken by what.
     fn breaks(&mut self, step: Step, id: &str) {
-        let unhealed = if step.fault.spares_nodes() { &mut self.behind } else { &mut self.thin };
-        let mut hit = unhealed.take().map(|one| one.hit).unwrap_or_default();
+        let spares_nodes = step.fault.spares_nodes();
+        self.is_thin |= !spares_nodes;
+        let unhealed = if spares_nodes { &mut self.behind } else { &mut self.thin };
+        let (mut hit, times) = unhealed.take().map(|one| (one.hit, one.times)).unwrap_or_default();
         hit.insert(id.to_owned());
         let what = format!("{} {id}", step.fault.name());
-        *unhealed = Some(Unhealed { since: Instant::now(), what, hit });
+        *unhealed = Some(Unhealed { since: Instant::now(), what, hit, times: times + 1 });
     }
 
     /// A process is there again: from now on everything is to become whole with it, where it was without it, too.
     fn returns(&mut self, fault: Fault, id: &str) {
         let unhealed = if fault.spares_nodes() { &mut self.behind } else { &mut self.thin };
         // What was given up as never whole, and what was whole without it, has nothing more to say.
-        let (what, mut hit) = unhealed
-            .take()
-            .map_or_else(|| (format!("{} {id}", fault.name()), BTreeSet::new()), |one| (one.what, one.hit));
-        hit.insert(id.to_owned());
-        *unhealed = Some(Unhealed { since: Instant::now(), what, hit });
+        let fresh = || Unhealed {
+            since: Instant::now(),
+            what: format!("{} {id}", fault.name()),
+            hit: BTreeSet::new(),
+            times: 0,
+        };
+        let mut one = unhealed.take().unwrap_or_else(fresh);
+        one.since = Instant::now();
+        one.hit.insert(id.to_owned());
+        *unhealed = Some(one);
     }
 
     /// Names the coordinators that are gone or stopped.

@@ -179,6 +179,13 @@ pub(crate) const NODE: &[Key] = &[
         "Bytes of each of NCCL's buffers on the GPU, of which a pair has some for each thread block and direction."
     ),
     key!(
+        "nccl_guest_memory",
+        Rule::Size { min: 64 << 10, max: 1 << 40, or_zero: true },
+        Value("32MiB"),
+        "Memory of each GPU, besides its tier, that blocks of slots which the node is no replica of pass on their way from another GPU to \
+         `guest_memory`. It is taken in frames of the largest of `block_sizes`. 0 has these blocks come over TCP or shared memory."
+    ),
+    key!(
         "mode",
         Rule::Choice(&MODES),
         Value("inference"),

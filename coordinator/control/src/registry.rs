@@ -17,8 +17,8 @@ use kvhive_protocol::data::Ack;
 use kvhive_protocol::engines::Engine;
 use kvhive_protocol::scaling::ScalingPolicy;
 use kvhive_protocol::{
-    ClusterMap, Epoch, Era, Filling, Level, LogEntry, Member, MemberId, MemberState, Origin, ReplicaSet,
-    RequestId, Tenant, TenantId, TenantRules, WireError,
+    Change, ClusterMap, Epoch, Era, Filling, Level, LogEntry, Member, MemberId, MemberState, Origin,
+    ReplicaSet, RequestId, Tenant, TenantId, TenantRules, WireError,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -238,7 +238,8 @@ impl Registry {
             }
             Command::SetAck { ack } => Ok(self.set_ack(ack)),
             Command::SetCoordinators { addresses } => self.set_coordinators(addresses),
-            Command::SetTenantRules { tenant, change } => self.set_tenant_rules(tenant, &change),
+            Command::SetTenantRules { tenant, change } => self.rule_tenant(tenant, &change, Change::Keep),
+            Command::WeighTenant { tenant, change, weight } => self.rule_tenant(tenant, &change, weight),
             Command::Record(note) => self.check_note(&note).map(|()| self.unchanged()),
             Command::SetScaling { change } => {
                 let binds = self.level() >= Level::CHECKED;

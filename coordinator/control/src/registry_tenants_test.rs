@@ -104,6 +104,51 @@ fn rules_of_a_tenant_change_one_by_one_and_a_change_to_the_same_is_none() {
 }
 
 #[test]
+fn a_tenant_weighs_what_was_said_last_and_nothing_of_its_own_while_it_shares() {
+    let mut cluster = Cluster::with_replicas(1);
+    let weigh = |tenant, weight| Command::WeighTenant {
+        tenant: TenantId(tenant),
+        change: RulesChange::default(),
+        weight,
+    };
+    assert_eq!(weigh(1, Change::Keep).needs(), kvhive_protocol::Level::DAYS);
+    assert!(matches!(
+        cluster.apply(create("other", TenantRules::default())),
+        CommandReply::TenantCreated { .. }
+    ));
+    let weights = |cluster: &Cluster| [1, 2].map(|tenant| cluster.map().weight(TenantId(tenant)));
+    assert_eq!(weights(&cluster), [1, 1]);
+    assert_eq!(cluster.apply(weigh(2, Change::Set(4))), applied(3));
+    assert_eq!(cluster.apply(weigh(2, Change::Set(4))), applied(3), "nothing changed");
+    assert_eq!(cluster.apply(weigh(1, Change::Set(1))), applied(3), "it weighed as much");
+    assert_eq!((weights(&cluster), cluster.map().weights.len()), ([1, 4], 1));
+    // With another rule in one change.
+    let change = RulesChange { quantization_bits: Change::Set(8), ..RulesChange::default() };
+    let both = Command::WeighTenant { tenant: TenantId(2), change, weight: Change::Set(5) };
+    assert_eq!(cluster.apply(both), applied(4));
+    assert_eq!(cluster.map().tenants[&TenantId(2)].rules.quantization_bits, Some(8));
+    let reset = RulesChange { quantization_bits: Change::Reset, ..RulesChange::default() };
+    assert_eq!((cluster.apply(set(2, reset)), weights(&cluster)), (applied(5), [1, 5]));
+    for wrong in [0, 1001] {
+        assert!(refused(&cluster.apply(weigh(2, Change::Set(wrong))), "allowed is 1 to 1000"));
+    }
+    let unknown = cluster.apply(weigh(9, Change::Set(2)));
+    assert_eq!(unknown, CommandReply::Rejected(WireError::UnknownTenant { tenant: TenantId(9) }));
+
+    assert_eq!((cluster.apply(share(2, 1)), weights(&cluster)), (applied(6), [1, 1]));
+    assert!(refused(&cluster.apply(weigh(2, Change::Set(2))), "no weight: set it there"));
+    assert_eq!(cluster.apply(weigh(1, Change::Set(9))), applied(7));
+    let alone = RulesChange { shares_with: Change::Reset, ..RulesChange::default() };
+    let alone = Command::WeighTenant { tenant: TenantId(2), change: alone, weight: Change::Set(1000) };
+    assert_eq!((cluster.apply(alone), weights(&cluster)), (applied(8), [9, 1000]));
+    let restored = Registry::restore(&cluster.registry.snapshot()).expect("it was written down");
+    assert_eq!(restored.map().map(|map| map.weights.clone()), Some(cluster.map().weights.clone()));
+    let gone = cluster.apply(Command::DeleteTenant { tenant: TenantId(2) });
+    assert!(matches!(gone, CommandReply::TenantDeleted { .. }), "{gone:?}");
+    assert_eq!((weights(&cluster), cluster.map().weights.len()), ([9, 1], 1));
+}
+
+#[test]
 fn a_tenant_shares_with_one_that_shares_with_nobody_and_says_nothing_else() {
     let mut cluster = Cluster::with_replicas(1);
     let name = |reply: CommandReply| match reply {

@@ -89,6 +89,7 @@ enum Section {
     Engines(Vec<Engine>),
     Pins(Vec<(String, Pin)>),
     Stretches(Vec<Stretch>),
+    Weights(Vec<(TenantId, u16)>),
 }
 
 /// The same as it is written: of what the registry has, nothing is copied first. Variants stand in the order of [`Section`]'s.
@@ -106,6 +107,7 @@ enum Written<'a> {
     Engines(Vec<&'a Engine>),
     Pins(Vec<(&'a str, &'a Pin)>),
     Stretches(Vec<Stretch>),
+    Weights(Vec<(TenantId, u16)>),
 }
 
 /// What a map has once.
@@ -154,6 +156,11 @@ impl Registry {
             if !map.pins.is_empty() {
                 let pins = map.pins.iter().map(|(name, pin)| (name.as_str(), pin)).collect();
                 put(&mut out, &Written::Pins(pins));
+            }
+            // As with stretches.
+            let weights: Vec<_> = map.weights.iter().map(|(id, weight)| (*id, *weight)).collect();
+            for part in weights.chunks(TENANTS_PER_SECTION) {
+                put(&mut out, &Written::Weights(part.to_vec()));
             }
         }
         let clients: Vec<_> = self.dedupe.iter().filter(|_| !is(Bug::SnapshotForgetsOutcomes)).collect();
@@ -223,6 +230,7 @@ struct Parts {
     engines: Vec<Engine>,
     pins: Vec<(String, Pin)>,
     stretches: Vec<Stretch>,
+    weights: Vec<(TenantId, u16)>,
 }
 
 impl Parts {
@@ -252,6 +260,7 @@ impl Parts {
             Section::Engines(part) => self.engines.extend(part),
             Section::Pins(part) => self.pins.extend(part),
             Section::Stretches(part) => self.stretches.extend(part),
+            Section::Weights(part) => self.weights.extend(part),
         }
         Ok(())
     }
@@ -266,7 +275,8 @@ impl Parts {
         scaling.check()?;
         let Some(head) = head else {
             let bare = self.members.is_empty() && self.slots.is_empty() && self.tenants.is_empty();
-            if bare && self.engines.is_empty() && self.pins.is_empty() {
+            let bare = bare && self.engines.is_empty() && self.pins.is_empty() && self.weights.is_empty();
+            if bare {
                 return Ok(Registry::from_parts(
                     applied,
                     None,
@@ -278,7 +288,8 @@ impl Parts {
                 ));
             }
             return Err(
-                "a cluster that was never started has members, slots, tenants, engines or pins".to_owned()
+                "a cluster that was never started has members, slots, tenants, weights, engines or pins"
+                    .to_owned(),
             );
         };
         counter("epoch", head.epoch.0)?;
@@ -317,6 +328,9 @@ impl Parts {
         if !self.pins.is_sorted_by(|(one, _), (next, _)| one < next) {
             return Err("pins do not ascend by their names".to_owned());
         }
+        if !self.weights.is_sorted_by(|(one, _), (next, _)| one < next) {
+            return Err("tenants' weights do not ascend".to_owned());
+        }
         let map = ClusterMap {
             cluster: head.cluster,
             name: head.name,
@@ -331,6 +345,7 @@ impl Parts {
             pins: Arc::new(BTreeMap::from_iter(self.pins)),
             coordinators: Arc::new(head.coordinators),
             strangers: head.strangers,
+            weights: Arc::new(BTreeMap::from_iter(self.weights)),
         };
         validate::map(&map)?;
         let engines = Engines::restore(self.engines, &map)?;

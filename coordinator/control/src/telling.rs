@@ -53,7 +53,10 @@ pub(crate) fn before(command: &Command, map: Option<&ClusterMap>) -> Option<Note
             Some(Note::new(EventKind::AckChanged, Subject::default()).with(name, 1))
         }
         Command::SetTenantRules { tenant, change } => {
-            Some(ruled(of_tenant(EventKind::TenantRulesChanged, tenant)?, change))
+            Some(ruled(of_tenant(EventKind::TenantRulesChanged, tenant)?, change, Change::Keep))
+        }
+        Command::WeighTenant { tenant, change, weight } => {
+            Some(ruled(of_tenant(EventKind::TenantRulesChanged, tenant)?, change, *weight))
         }
         Command::SetDrains { member, drains: false } => {
             let held = map.map_or(0, |map| slots_of(map, *member));
@@ -189,7 +192,7 @@ fn scaled(change: &ScalingChange) -> Note {
 }
 
 /// Says which rules are set, to what where that is a number, and which are as for everybody again.
-fn ruled(note: Note, change: &RulesChange) -> Note {
+fn ruled(note: Note, change: &RulesChange, weight: Change<u16>) -> Note {
     let strategy = match change.strategy {
         Change::Keep => Change::Keep,
         Change::Reset => Change::Reset,
@@ -197,6 +200,7 @@ fn ruled(note: Note, change: &RulesChange) -> Note {
     };
     let shares_with = change.shares_with.try_map::<_, Infallible>(|pool| Ok(pool.0.into()));
     let bits = change.quantization_bits.try_map::<_, Infallible>(|bits| Ok(bits.into()));
+    let weight = weight.try_map::<_, Infallible>(|weight| Ok(weight.into()));
     let compression = change.compression_per_mille.try_map::<_, Infallible>(|part| Ok(part.into()));
     let rules = [
         ("strategy_set", strategy),
@@ -206,6 +210,7 @@ fn ruled(note: Note, change: &RulesChange) -> Note {
         ("quantization_bits", bits.unwrap_or_default()),
         ("compression_per_mille", compression.unwrap_or_default()),
         ("shares_with_tenant", shares_with.unwrap_or_default()),
+        ("weight", weight.unwrap_or_default()),
     ];
     rules.into_iter().fold(note, |note, (name, change)| match change {
         Change::Keep => note,

@@ -10,6 +10,8 @@ use kvhive_protocol::{Change, ClusterMap, RulesChange, TenantId, TenantRules, Wi
 pub(crate) const MAX_TENANTS_APART: usize = 1024;
 /// The largest quota, in bytes: 1 EiB.
 pub(crate) const MAX_QUOTA_BYTES: u64 = 1 << 60;
+/// So many times what another tenant gets of a node one may get at most.
+pub(crate) const MAX_WEIGHT: u16 = 1000;
 
 /// Checks the rules that tenant `of` of this map would get; none for a new tenant.
 pub(crate) fn check(map: &ClusterMap, of: Option<TenantId>, rules: &TenantRules) -> Result<(), WireError> {
@@ -51,6 +53,36 @@ pub(crate) fn check_change_alone(tenant: TenantId, change: &RulesChange) -> Resu
         Change::Set(with) if with == tenant => Err(with_itself()),
         _ => Ok(()),
     }
+}
+
+/// Checks what a change of a tenant's weight says, whatever the map is.
+pub(crate) fn check_weight(weight: Change<u16>) -> Result<(), WireError> {
+    let Change::Set(weight) = weight else { return Ok(()) };
+    within("weight", u64::from(weight), 1..=u64::from(MAX_WEIGHT))
+}
+
+/// Returns what a tenant with these rules weighs that weighed so much before, when that is changed so.
+pub(crate) fn weighs(rules: &TenantRules, before: u16, change: Change<u16>) -> Result<u16, WireError> {
+    check_weight(change)?;
+    match (change, rules.shares_with) {
+        (Change::Set(_), Some(_)) => Err(WireError::rejected(format_args!(
+            "a tenant that shares the blocks of another has no other rules, and no weight: set it there"
+        ))),
+        // It is of the other's share.
+        (_, Some(_)) | (Change::Reset, None) => Ok(1),
+        (Change::Keep, None) => Ok(before),
+        (Change::Set(weight), None) => Ok(weight),
+    }
+}
+
+/// Checks the weights of all tenants of a map.
+pub(crate) fn check_weights(map: &ClusterMap) -> Result<(), WireError> {
+    for (id, weight) in map.weights.iter() {
+        let known = map.tenants.get(id).ok_or(WireError::UnknownTenant { tenant: *id })?;
+        within("weight", u64::from(*weight), 2..=u64::from(MAX_WEIGHT))?;
+        weighs(&known.rules, *weight, Change::Set(*weight))?;
+    }
+    Ok(())
 }
 
 /// Says whether a tenant may get this secret.
@@ -95,6 +127,7 @@ pub(crate) fn check_deletion<'a>(
 /// Checks the rules of all tenants of a map.
 pub(crate) fn check_all(map: &ClusterMap) -> Result<(), WireError> {
     enough_places(map, 0)?;
+    check_weights(map)?;
     for (id, tenant) in &map.tenants {
         ranges(&tenant.rules)?;
         if let Some(with) = tenant.rules.shares_with {

@@ -59,6 +59,10 @@ pub fn check_command(command: &Command) -> Result<(), WireError> {
             tenant_rules::check_rules(rules)
         }
         Command::SetTenantRules { tenant, change } => tenant_rules::check_change_alone(*tenant, change),
+        Command::WeighTenant { tenant, change, weight } => {
+            tenant_rules::check_weight(*weight)?;
+            tenant_rules::check_change_alone(*tenant, change)
+        }
         Command::PlaceSlots { changes, .. } => {
             let mut named = Named::default();
             changes.iter().try_for_each(|one| {

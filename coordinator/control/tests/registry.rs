@@ -113,6 +113,9 @@ fn command() -> impl Strategy<Value = Command> {
         4 => (0..6_u32, rules_change()).prop_map(|(tenant, change)| {
             Command::SetTenantRules { tenant: TenantId(tenant), change }
         }),
+        2 => (0..6_u32, rules_change(), of(0..1100_u16)).prop_map(|(tenant, change, weight)| {
+            Command::WeighTenant { tenant: TenantId(tenant), change, weight }
+        }),
         2 => (0..6_u32).prop_map(|tenant| Command::ClearTenant { tenant: TenantId(tenant) }),
         2 => (0..6_u32, 0..3_u8)
             .prop_map(|(tenant, secret)| Command::RotateSecret { tenant: TenantId(tenant), secret: [secret; 32] }),

@@ -75,6 +75,21 @@ pub(super) struct Node {
     pub(super) devices: usize,
     /// The newest level that it speaks.
     pub(super) speaks: u16,
+    /// What it keeps of other nodes' slots for clients near it, as last reported.
+    pub(super) guests: Option<Guests>,
+}
+
+/// What a node keeps of other nodes' slots.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Guests {
+    /// Blocks that are kept.
+    pub(super) blocks: u64,
+    /// Bytes of these.
+    pub(super) bytes: u64,
+    /// Blocks that clients were given since the node started.
+    pub(super) given_blocks: u64,
+    /// Blocks that were fetched from replicas for them.
+    pub(super) fetched_blocks: u64,
 }
 
 /// Starts of a node that are over by the map.

@@ -58,7 +58,7 @@ pub(super) async fn members(
 ) -> Answer<Members> {
     let Query(query) = query.map_err(|error| Trouble::bad_request(error.body_text()))?;
     let overview = admin.overview(query.consistency).await?;
-    let all = overview.map.as_ref().map_or(Vec::new(), overview::nodes);
+    let all = overview::nodes(&overview);
     let (members, next) = query.page(all.into_iter().map(|node| (node.id, node)))?;
     Ok(Json(Members { members, next, epoch: overview.status.epoch.0 }))
 }
@@ -73,7 +73,7 @@ pub(super) async fn member(
     let Path(name) = name.map_err(|error| Trouble::bad_request(error.body_text()))?;
     let Query(query) = query.map_err(|error| Trouble::bad_request(error.body_text()))?;
     let overview = admin.overview(query.consistency).await?;
-    let nodes = overview.map.as_ref().map_or(Vec::new(), overview::nodes);
+    let nodes = overview::nodes(&overview);
     nodes.into_iter().find(|node| node.name == name).map(Json).ok_or_else(|| missing(&name))
 }
 
@@ -125,7 +125,7 @@ pub(super) async fn change_member(
     match admin.submit_because(asked, command, reason).await? {
         CommandReply::Applied { .. } => {
             let overview = admin.overview(Freshness::Linearizable).await?;
-            let nodes = overview.map.as_ref().map_or(Vec::new(), overview::nodes);
+            let nodes = overview::nodes(&overview);
             nodes.into_iter().find(|node| node.name == name).map(Json).ok_or_else(missing)
         }
         other => Err(WireError::internal(format_args!("unexpected outcome {other:?}")).into()),

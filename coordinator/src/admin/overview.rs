@@ -1,12 +1,13 @@
 //! From the leader's overview to the admin API's answers: pure.
 
 use super::answers::{
-    Cluster, Coordinator, Device, HotSlot, Lingers, Node, SlotEntry, SlotList, SlotQuery, Slots, Stats,
-    Strategy, Tier, Traffic, Trouble,
+    Cluster, Coordinator, Device, Guests, HotSlot, Lingers, Node, SlotEntry, SlotList, SlotQuery, Slots,
+    Stats, Strategy, Tier, Traffic, Trouble,
 };
 use super::page::page;
 use kvhive_protocol::control::{DeviceLoad, Overview};
-use kvhive_protocol::{ClusterMap, DeviceId, MemberState, SLOTS, Slot, TenantId};
+use kvhive_protocol::load::GuestLoad;
+use kvhive_protocol::{ClusterMap, DeviceId, MemberId, MemberState, SLOTS, Slot, TenantId};
 use std::collections::BTreeMap;
 
 pub(super) fn cluster(overview: &Overview, coordinators: Vec<Coordinator>) -> Cluster {
@@ -19,14 +20,18 @@ pub(super) fn cluster(overview: &Overview, coordinators: Vec<Coordinator>) -> Cl
         level: map.map(|map| map.level.0),
         cluster: map.map(|map| map.cluster.to_string()),
         coordinators,
-        nodes: map.map_or(Vec::new(), nodes),
+        nodes: nodes(overview),
         devices: all_devices(overview),
         slots: slots(overview),
     }
 }
 
-pub(super) fn nodes(map: &ClusterMap) -> Vec<Node> {
-    let node = |(id, member): (&kvhive_protocol::MemberId, &kvhive_protocol::Member)| Node {
+pub(super) fn nodes(overview: &Overview) -> Vec<Node> {
+    let Some(map) = &overview.map else { return Vec::new() };
+    let first =
+        |(device, load): &(DeviceId, DeviceLoad)| (device.index == 0).then_some((device.member, load.guests));
+    let told: BTreeMap<MemberId, GuestLoad> = overview.loads.iter().filter_map(first).collect();
+    let node = |(id, member): (&MemberId, &kvhive_protocol::Member)| Node {
         id: id.0,
         name: member.name.clone(),
         state: match member.state {
@@ -45,6 +50,12 @@ pub(super) fn nodes(map: &ClusterMap) -> Vec<Node> {
         labels: member.labels.clone(),
         devices: member.devices.len(),
         speaks: member.speaks.0,
+        guests: told.get(id).map(|told| Guests {
+            blocks: told.blocks,
+            bytes: told.bytes,
+            given_blocks: told.given_blocks,
+            fetched_blocks: told.fetched_blocks,
+        }),
     };
     map.members.iter().map(node).collect()
 }

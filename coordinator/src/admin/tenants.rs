@@ -55,6 +55,8 @@ pub(super) struct Tenant {
     compression_ratio: Option<f64>,
     /// The tenant whose blocks it shares.
     shares_with: Option<String>,
+    /// How many times as much of a node it gets as a tenant of weight 1, while both want more than there is.
+    weight: u16,
     /// Resident blocks, replicas counted.
     blocks: u64,
     /// Bytes of their frames.
@@ -130,6 +132,10 @@ pub(super) struct TenantPatch {
     #[serde(default, deserialize_with = "said")]
     #[schema(value_type = Option<String>)]
     shares_with: Change<String>,
+    /// How many times as much of a node it gets as a tenant of weight 1, while both want more than there is; null is 1.
+    #[serde(default, deserialize_with = "said")]
+    #[schema(value_type = Option<u16>, minimum = 1, maximum = 1000)]
+    weight: Change<u16>,
 }
 
 fn said<'de, D: Deserializer<'de>, T: Deserialize<'de>>(value: D) -> Result<Change<T>, D::Error> {
@@ -191,6 +197,7 @@ fn shown(map: &ClusterMap, id: TenantId, known: &KnownTenant, load: &TenantLoad)
         quantization_bits: rules.quantization_bits,
         compression_ratio: rules.compression_per_mille.map(|per_mille| f64::from(per_mille) / 1000.0),
         shares_with: pool.map(|pool| pool.name.clone()),
+        weight: map.weight(rules.shares_with.unwrap_or(id)),
         blocks: load.all_blocks(),
         used_bytes: load.all_bytes(),
         device_used_bytes,
@@ -374,6 +381,7 @@ pub(super) async fn change_tenant(
     let Json(Object(patch)) = body.map_err(|error| Trouble::unusable_body(&error, MAX_BODY_BYTES))?;
     let map = admin.map().await?;
     let (tenant, known) = asked_of(&map, &name, &asked)?;
+    let weight = patch.weight;
     let change = patch.change(&map)?;
     let rules = change.apply(TenantRules::default());
     let pool = rules.shares_with.and_then(|pool| map.tenants.get(&pool));
@@ -382,7 +390,13 @@ pub(super) async fn change_tenant(
     if tenant != NOBODY {
         check_change(&map, tenant, &change)?;
     }
-    match admin.submit(asked, Command::SetTenantRules { tenant, change }).await {
+    let command = match weight {
+        // As builds of before know it.
+        Change::Keep => Command::SetTenantRules { tenant, change },
+        weight => Command::WeighTenant { tenant, change, weight },
+    };
+    kvhive_control::check_command(&command).map_err(|error| Trouble::bad_request(error.to_string()))?;
+    match admin.submit(asked, command).await {
         Ok(CommandReply::Applied { .. }) => {
             let then = KnownTenant { rules: change.apply(known.rules), ..known };
             Ok(Json(admin.made(tenant, &then).await?))

@@ -75,6 +75,28 @@ fn a_tenant_that_shares_is_shown_with_whom_and_cannot_be_ruled() {
 }
 
 #[test]
+fn a_weight_is_one_until_another_is_said_and_whose_blocks_are_anothers_weighs_with_that_one() {
+    let group = Group::of(1);
+    let door = group.admin(0);
+    let weights = || {
+        let all = door.get("/v1/tenants").json();
+        all["tenants"].as_array().map(|all| all.iter().map(|one| one["weight"].clone()).collect::<Vec<_>>())
+    };
+    assert_eq!(door.post("/v1/tenants", r#"{"name":"guest","shares_with":"default"}"#).status, 201);
+    assert_eq!(weights(), Some(vec![json!(1), json!(1)]));
+    let weighed = patch(&group, 0, "default", &json!({"weight": 7, "quantization_bits": 8}));
+    let shown = weighed.json();
+    assert_eq!((weighed.status, &shown["weight"], &shown["quantization_bits"]), (200, &json!(7), &json!(8)));
+    assert_eq!(weights(), Some(vec![json!(7), json!(7)]));
+    assert_eq!(patch(&group, 0, "guest", &json!({"weight": 2})).refusal(), (409, "rejected".to_owned()));
+    for wrong in [json!(0), json!(1001), json!(-1), json!(1.5), json!("2")] {
+        let refused = patch(&group, 0, "default", &json!({ "weight": wrong })).refusal();
+        assert_eq!(refused, (400, "bad_request".to_owned()), "{wrong}");
+    }
+    assert_eq!(patch(&group, 0, "default", &json!({"weight": null})).json()["weight"], json!(1));
+}
+
+#[test]
 fn a_rule_that_makes_no_sense_is_refused_with_its_name_its_value_and_what_is_allowed() {
     let group = Group::of(1);
     for (body, says) in [

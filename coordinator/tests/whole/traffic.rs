@@ -5,7 +5,7 @@ use kvhive_protocol::Epoch;
 use kvhive_protocol::Slot;
 use kvhive_protocol::control::{ControlReply, ControlRequest, DeviceLoad, Heartbeat};
 use kvhive_protocol::handshake::Role;
-use kvhive_protocol::load::{MAX_HOT_SLOTS, MAX_HOTTEST, SlotHits, TierLoad, Traffic, Work};
+use kvhive_protocol::load::{GuestLoad, MAX_HOT_SLOTS, MAX_HOTTEST, SlotHits, TierLoad, Traffic, Work};
 use serde_json::{Value, json};
 
 #[test]
@@ -23,6 +23,7 @@ fn tiers_and_traffic_of_a_device_are_told_and_add_up() {
             TierLoad { capacity_bytes: 5000, closed: true, ..TierLoad::default() },
         ],
         traffic: Traffic { read_bytes: 70, written_bytes: 20, fetch_p50_us: 640, fetch_p99_us: 0 },
+        guests: GuestLoad { blocks: 2, bytes: 50, given_blocks: 9, fetched_blocks: 3 },
         ..DeviceLoad::default()
     }];
     let beat = Heartbeat { member: node.member, generation: node.generation, epoch: Epoch(2), devices };
@@ -43,6 +44,13 @@ fn tiers_and_traffic_of_a_device_are_told_and_add_up() {
     let traffic = &told["traffic"];
     assert_eq!((&traffic["read_bytes"], &traffic["matched_keys"]), (&json!(70), &json!(8)));
     assert_eq!((&traffic["fetch_p50_us"], &traffic["fetch_p99_us"]), (&json!(640), &Value::Null));
+    let guests = json!({ "blocks": 2, "bytes": 50, "given_blocks": 9, "fetched_blocks": 3 });
+    for path in ["/v1/cluster", "/v1/members"] {
+        let told = group.admin(0).get(path).json();
+        let nodes = if path == "/v1/cluster" { &told["nodes"] } else { &told["members"] };
+        assert_eq!(nodes[0]["guests"], guests, "{path}");
+    }
+    assert_eq!(group.admin(0).get("/v1/members/a").json()["guests"], guests);
     let stats = group.admin(0).get("/v1/stats").json();
     assert_eq!((&stats["read_bytes"], &stats["written_bytes"]), (&json!(70), &json!(20)));
 }

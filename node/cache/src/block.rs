@@ -75,6 +75,10 @@ name! {
     /// Names one write under way.
     WriteTicket
 }
+impl WriteTicket {
+    /// Of a write that is no shard's: no shard gives it, and none takes it.
+    pub const OF_NONE: WriteTicket = WriteTicket { index: u32::MAX, generation: u32::MAX };
+}
 name! {
     /// Names one copy between tiers under way.
     CopyTicket

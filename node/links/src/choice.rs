@@ -247,11 +247,33 @@ impl Links {
     /// Chooses by which way so many bytes go to `target`. Whoever asks reports with [`Links::ended`] how it went, or takes it
     /// for not begun.
     pub fn choose(&mut self, now: Moment, target: DeviceId, bytes: u64, ends: Ends) -> Choice {
+        self.link(now, target).choose(now, bytes, &ends)
+    }
+
+    fn link(&mut self, now: Moment, target: DeviceId) -> &mut Link {
         if !self.links.contains_key(&target) && self.links.len() >= MAX_TARGETS {
             let oldest = self.links.iter().min_by_key(|(_, link)| link.used).map(|(target, _)| *target);
             oldest.map(|target| self.links.remove(&target));
         }
-        self.links.entry(target).or_insert_with(|| Link::new(now)).choose(now, bytes, &ends)
+        self.links.entry(target).or_insert_with(|| Link::new(now))
+    }
+
+    /// A transfer has gone by a way that its target chose, and took so long where that is known.
+    pub fn went(
+        &mut self,
+        now: Moment,
+        target: DeviceId,
+        transport: TransportKind,
+        bytes: u64,
+        took: Option<Duration>,
+    ) {
+        let link = self.link(now, target);
+        link.used = now;
+        let has_gone = link.ways.iter().any(|way| way.transfers + way.failures > 0);
+        if link.last.transport != transport || !has_gone {
+            link.last = Choice { transport, reason: Reason { why: Why::Fetched, passed_over: None } };
+        }
+        self.ended(now, target, transport, bytes, took, true);
     }
 
     /// A transfer that was to go by a pair went by TCP at once, as the pair was not there, or not free.

@@ -190,6 +190,32 @@ fn the_report_says_what_was_taken_and_what_is_known() {
     assert_eq!((tcp.transport, tcp.transfers, tcp.rests_ms), (TransportKind::Tcp, 0, None));
 }
 
+#[test]
+fn what_the_other_end_fetches_is_told_and_measured_and_keeps_what_was_said_of_the_same_way() {
+    let mut links = Links::default();
+    links.went(at(1), A, TransportKind::SharedMemory, MIB, None);
+    links.went(at(2), A, TransportKind::Tcp, 4 * MIB, Some(Duration::from_millis(4)));
+    let [link] = &links.report(at(3))[..] else { panic!("one link") };
+    assert_eq!((link.transport, &link.reason[..]), (TransportKind::Tcp, "the other end fetches it so"));
+    let [shared, tcp] = &link.transports[..] else { panic!("two ways: {link:?}") };
+    assert_eq!(
+        (shared.transfers, shared.bytes, shared.rates.len()),
+        (1, MIB, 0),
+        "nobody knows how long it took"
+    );
+    assert_eq!((tcp.transfers, tcp.bytes, tcp.rates.len()), (1, 4 * MIB, 1));
+    // Why it is not sent by a pair is still to be read when it was sent otherwise.
+    links.choose(
+        at(4),
+        A,
+        4 * MIB,
+        Ends { both_gpu_tiers: true, nccl: Some(PairState::Cold), ..Ends::default() },
+    );
+    links.went(at(5), A, TransportKind::Tcp, 4 * MIB, None);
+    let (_, choice) = links.chosen().next().expect("one link");
+    assert_eq!(choice.reason.as_str(), "pair-cold");
+}
+
 impl Links {
     /// Has a way be the one in use at 4 MiB.
     fn taken_by(&mut self, target: DeviceId, transport: TransportKind) {

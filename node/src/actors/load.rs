@@ -5,7 +5,7 @@ use kvhive_cache::{ShardStats, TierStats};
 use kvhive_protocol::SLOTS;
 use kvhive_protocol::control::DeviceLoad;
 use kvhive_protocol::emptying::MAX_FRAME_SIZES;
-use kvhive_protocol::load::{MAX_TENANT_LOADS, PinnedLoad, TierLoad, Traffic, Work};
+use kvhive_protocol::load::{GuestLoad, MAX_TENANT_LOADS, PinnedLoad, TierLoad, Traffic, Work};
 use kvhive_protocol::strategy::MAX_LOAD_REPORTS;
 
 impl DeviceCore {
@@ -66,6 +66,7 @@ impl DeviceCore {
             given: Vec::new(),
             moving: Vec::new(),
             slot_hits: Vec::new(),
+            guests: GuestLoad::default(),
             displaced: self.displacing.told(),
             losses: self.displacing.losses(),
         };

@@ -176,7 +176,7 @@ mod tests {
             disk_bytes: 0,
             classes,
         };
-        let (memory, _) = Memory::take(0, &config, false, Patience::default()).expect("a little memory");
+        let (memory, _) = Memory::take(0, &config, false, (Patience::default(), 0)).expect("a little memory");
         let frame = memory.take_frame(Tier::Device, 1, bytes.len() as u64).expect("a free frame");
         let frame = frame.filled(bytes).expect("the host takes it");
         let header = BlockHeader {

@@ -72,7 +72,7 @@ mod tests {
             disk_bytes: 0,
             classes: vec![ClassConfig { frame_bytes: 4096, share: 1 }],
         };
-        let (memory, _) = Memory::take(0, &config, false, Patience::default()).expect("a little memory");
+        let (memory, _) = Memory::take(0, &config, false, (Patience::default(), 0)).expect("a little memory");
         let mut core = core(&memory);
         let begun = BTreeMap::from([(TenantId(1), Era(1))]);
         core.note_eras(&begun);

@@ -52,21 +52,25 @@ impl DataPlane {
 
     /// Returns windows into the memory of another node's start, opened if they may be.
     async fn windows_of(&self, serving: &Serving, source: MemberId, start: u64) -> Option<Arc<Opened>> {
+        // Those of the start before are shut as soon as its end is heard of.
+        self.sight_of(serving, source).await.filter(|opened| opened.start() == start)
+    }
+
+    /// Returns windows into the memory of another node, opened if they may be.
+    pub(super) async fn sight_of(&self, serving: &Serving, source: MemberId) -> Option<Arc<Opened>> {
         let windows = self.windows.as_ref()?;
-        let opened = match windows.sight(&serving.map.members.get(&source)?.data_address) {
-            Sight::Open(opened) => opened,
-            Sight::Shut => return None,
+        match windows.sight(&serving.map.members.get(&source)?.data_address) {
+            Sight::Open(opened) => Some(opened),
+            Sight::Shut => None,
             Sight::MayOpen(attempt) => {
                 let device = DeviceId::new(source, 0);
                 let request = ShareRequest { epoch: serving.map.epoch, device, host: windows.host() };
                 let request = DataRequest::Share(request);
                 let asked = self.replicator.links.ask((serving, None), device, &request);
                 let Ok(DataReply::Shared { answer, .. }) = asked.await else { return None };
-                attempt.go(answer, Instant::now() + OPEN_LIMIT).await?
+                attempt.go(answer, Instant::now() + OPEN_LIMIT).await
             }
-        };
-        // Those of the start before are shut as soon as its end is heard of.
-        Some(opened).filter(|opened| opened.start() == start)
+        }
     }
 }
 

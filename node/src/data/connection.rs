@@ -154,7 +154,8 @@ async fn serve_request(
         | DataRequest::Receive(_)
         | DataRequest::Pair(_)
         // How long it takes is another node's matter too.
-        | DataRequest::Guest(_) => None,
+        | DataRequest::Guest(_)
+        | DataRequest::Pull(_) => None,
     };
     let served = answer(connection, peer, plane, (number, request), &mut span, noted, grants).await;
     if let Err(fault) = &served {
@@ -187,6 +188,10 @@ async fn answer(
     // One who looks at this node's memory is told where blocks are; else it is a fetch.
     let (request, looks) = match request {
         DataRequest::Look(LookRequest { start, fetch }) => (DataRequest::Fetch(fetch), Some((start, grants))),
+        DataRequest::Pull(pull) => {
+            let looks = pull.start.map(|start| (start, grants));
+            (DataRequest::Pull(pull), looks)
+        }
         request => (request, None),
     };
     let reply = match request {
@@ -210,8 +215,14 @@ async fn answer(
         DataRequest::Receive(request) => plane.receive(peer, span, request).await,
         DataRequest::Pair(request) => heard(plane, peer, request),
         DataRequest::Store(request) => plane.store(connection, (peer, until), span, request).await?,
-        DataRequest::Fetch(_) | DataRequest::Guest(_) => {
+        DataRequest::Fetch(_) | DataRequest::Guest(_) | DataRequest::Pull(_) => {
             let found = match request {
+                DataRequest::Pull(mut request) => {
+                    request.start = request
+                        .start
+                        .filter(|_| looks.as_ref().is_some_and(|(_, grants)| grants.next().is_some()));
+                    plane.pull(span, (peer, until), *request).await
+                }
                 DataRequest::Guest(request) => plane.visit(span, (peer.role, until), *request).await,
                 DataRequest::Fetch(request) => {
                     // Who holds as many answers as may be is sent what it asks for, in its turn.

@@ -38,6 +38,15 @@ impl OnGpu {
         OnGpu { header, extent, frame, far, room, brought: OnceCell::new() }
     }
 
+    pub(crate) fn header(&self) -> &BlockHeader {
+        &self.header
+    }
+
+    /// Takes what holds the block, for whoever brings it otherwise; its frame stays as it is for as long as somebody has this.
+    pub(crate) fn take_far(&self) -> Option<FarGuard> {
+        self.far.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
     /// Returns where it is in its GPU's slab.
     pub(crate) fn extent(&self) -> Extent {
         self.extent
@@ -50,7 +59,7 @@ impl OnGpu {
 
     async fn bring(&self) -> Option<Arc<ReadGuard>> {
         let brought = self.brought.get_or_init(|| async {
-            let far = self.far.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+            let far = self.take_far()?;
             let room = match &self.room {
                 None => None,
                 Some((room, most)) => {

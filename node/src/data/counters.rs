@@ -71,6 +71,8 @@ pub(crate) struct Counters {
     pub(crate) guests_joined: AtomicU64,
     pub(crate) guests_fetched: AtomicU64,
     pub(crate) guests_missed: AtomicU64,
+    /// Guests that came from replicas.
+    pub(crate) guests_came: AtomicU64,
     pub(crate) guest_fetched_bytes: AtomicU64,
     pub(crate) guest_failures: AtomicU64,
     /// Processes that were not let look: their pass was none, or their user another.
@@ -78,6 +80,14 @@ pub(crate) struct Counters {
     pub(crate) share_refused_user: AtomicU64,
     /// How long requests took that were answered, not refused, from the whole question to the whole answer.
     pub(crate) took: [LatencyRecorder; 4],
+}
+
+impl Counters {
+    /// Counts a guest of so many bytes that came from a replica.
+    pub(crate) fn guest_came(&self, bytes: u64) {
+        count(&self.guests_came);
+        add(&self.guest_fetched_bytes, bytes);
+    }
 }
 
 /// Names of the requests whose latencies are recorded, in the order of [`Counters::took`].

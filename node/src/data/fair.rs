@@ -1,7 +1,7 @@
 //! Whose request is next where more is asked than is done at a time. Decides by what it is told; the clock is its caller's.
 //!
 //! A place is taken for each request under way. While all are taken, requests wait by tenant, and the next place goes to the tenant that was
-//! given the fewest bytes since it began to want any (start-time fair queueing: Goyal, Vin and Cheng 1996). So a tenant alone has all places, and
+//! given the fewest bytes by its weight since it began to want any (start-time fair queueing: Goyal, Vin and Cheng 1996). So a tenant alone has all places, and
 //! one that asks for little waits for a turn of the others and not for all that they ask. Who could not be served in time is told at once, by
 //! how many bytes are ahead and how fast places are given back; and while some of a tenant go without, none of it wait long ([`Strain`]).
 //!
@@ -18,6 +18,8 @@ pub(crate) const LEAST_HOLD: Duration = Duration::from_millis(10);
 const LEAST_RATE: f64 = 256.0 * 1024.0 * 1024.0;
 /// A request counts as so many bytes at least: one that finds nothing takes a place, too.
 const LEAST_BYTES: u64 = 16 * 1024;
+/// A byte of a tenant of weight 1 is charged so much: parts of it are told apart where weights are large.
+const CHARGED_A_BYTE: u128 = 1 << 20;
 /// How many tenants may be remembered before those are forgotten that are owed nothing.
 const FIRST_SWEEP: usize = 64;
 
@@ -29,6 +31,8 @@ pub(crate) struct Ticket(u64);
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Wanted {
     pub(crate) tenant: TenantId,
+    /// How many times as much its tenant is given as one that weighs 1.
+    pub(crate) weight: u16,
     /// What it comes to; none where that shows later.
     pub(crate) bytes: Option<u64>,
     /// How much time there is for it.
@@ -52,7 +56,7 @@ pub(crate) enum Entered {
 pub(crate) struct Fair<W> {
     places: usize,
     tenants: BTreeMap<TenantId, Tenant<W>>,
-    /// Tenants that wait, by what they were given.
+    /// Tenants that wait, by what they were charged.
     order: BTreeSet<(u128, TenantId)>,
     /// Those that hold a place, longest first.
     held: Vec<Held>,
@@ -60,9 +64,11 @@ pub(crate) struct Fair<W> {
     lapsed: BTreeMap<Ticket, Held>,
     waiting: usize,
     waiting_bytes: u64,
-    /// What the tenant was given that was let go last, when it was.
+    /// What all tenants weigh that wait.
+    waiting_weight: u64,
+    /// What the tenant was charged that was let go last, when it was.
     clock: u128,
-    /// The most that a tenant was given.
+    /// The most that a tenant was charged.
     most: u128,
     next: u64,
     /// Seconds that a place is held while others wait, and bytes that go meanwhile.
@@ -72,7 +78,9 @@ pub(crate) struct Fair<W> {
 }
 
 struct Tenant<W> {
+    /// What it was charged for: bytes by its weight.
     given: u128,
+    weight: u16,
     parts: VecDeque<Waiting<W>>,
     others: VecDeque<Waiting<W>>,
     waiting_bytes: u64,
@@ -92,10 +100,17 @@ struct Waiting<W> {
 struct Held {
     ticket: Ticket,
     tenant: TenantId,
+    /// What its tenant weighed when it was charged.
+    weight: u16,
     bytes: u64,
     /// What it comes to has not been said yet.
     is_guess: bool,
     since: Duration,
+}
+
+/// Returns what a tenant of this weight is charged for so many bytes.
+fn charge(bytes: u64, weight: u16) -> u128 {
+    u128::from(bytes) * CHARGED_A_BYTE / u128::from(weight.max(1))
 }
 
 impl Held {
@@ -108,6 +123,7 @@ impl<W> Tenant<W> {
     fn new(given: u128) -> Tenant<W> {
         Tenant {
             given,
+            weight: 1,
             parts: VecDeque::new(),
             others: VecDeque::new(),
             waiting_bytes: 0,
@@ -131,6 +147,7 @@ impl<W> Fair<W> {
             lapsed: BTreeMap::new(),
             waiting: 0,
             waiting_bytes: 0,
+            waiting_weight: 0,
             clock: 0,
             most: 0,
             next: 0,
@@ -160,6 +177,11 @@ impl<W> Fair<W> {
         }
         let clock = self.clock;
         let tenant = self.tenants.entry(wanted.tenant).or_insert_with(|| Tenant::new(clock));
+        let weight = wanted.weight.max(1);
+        let weighed = std::mem::replace(&mut tenant.weight, weight);
+        if tenant.waiting() > 0 {
+            self.waiting_weight = self.waiting_weight + u64::from(weight) - u64::from(weighed);
+        }
         let (comes_to, is_guess) =
             (wanted.bytes.unwrap_or(tenant.usual.value() as u64), wanted.bytes.is_none());
         let bytes = comes_to.max(LEAST_BYTES);
@@ -167,7 +189,7 @@ impl<W> Fair<W> {
         self.next += 1;
         if self.waiting == 0 && self.held.len() < self.places {
             let begins = tenant.given.max(clock);
-            self.give(begins, Held { ticket, tenant: wanted.tenant, bytes, is_guess, since: now });
+            self.give(begins, Held { ticket, tenant: wanted.tenant, weight, bytes, is_guess, since: now });
             return Entered::Goes(ticket);
         }
         let (expected, turn) = self.expected(wanted.tenant, wanted.is_part);
@@ -186,6 +208,7 @@ impl<W> Fair<W> {
         if tenant.waiting() == 0 {
             tenant.given = tenant.given.max(clock);
             self.order.insert((tenant.given, wanted.tenant));
+            self.waiting_weight += u64::from(weight);
         }
         tenant.waiting_bytes += bytes;
         self.waiting_bytes += bytes;
@@ -205,18 +228,18 @@ impl<W> Fair<W> {
         let counts = bytes.max(LEAST_BYTES);
         let before = std::mem::replace(&mut held.bytes, counts);
         held.is_guess = false;
-        let id = held.tenant;
-        self.recharge(id, before, counts);
+        let (id, weight) = (held.tenant, held.weight);
+        self.recharge(id, weight, (before, counts));
         if let Some(tenant) = self.tenants.get_mut(&id) {
             tenant.usual.add(bytes as f64);
         }
     }
 
-    /// Has a tenant's request count for so much instead of what it counted for before.
-    fn recharge(&mut self, id: TenantId, before: u64, counts: u64) {
+    /// Has a tenant's request that was charged by this weight count for so many bytes instead of what it counted for before.
+    fn recharge(&mut self, id: TenantId, weight: u16, (before, counts): (u64, u64)) {
         let clock = self.clock;
         let tenant = self.tenants.entry(id).or_insert_with(|| Tenant::new(clock));
-        let given = (tenant.given + u128::from(counts)).saturating_sub(u128::from(before));
+        let given = (tenant.given + charge(counts, weight)).saturating_sub(charge(before, weight));
         let was = std::mem::replace(&mut tenant.given, given);
         self.most = self.most.max(given);
         if self.order.remove(&(was, id)) {
@@ -231,7 +254,7 @@ impl<W> Fair<W> {
         if let Some(held) = at.map(|at| self.held.remove(at)).or_else(|| self.lapsed.remove(&ticket)) {
             if held.is_guess {
                 // Nothing went: it is taken back, and says nothing of what others bring and how long they take.
-                self.recharge(held.tenant, held.bytes, LEAST_BYTES);
+                self.recharge(held.tenant, held.weight, (held.bytes, LEAST_BYTES));
             } else if has_place && self.waiting > 0 {
                 self.takes.add(now.saturating_sub(held.since).as_secs_f64());
                 self.brings.add(held.bytes as f64);
@@ -253,6 +276,7 @@ impl<W> Fair<W> {
         if others == 0 {
             tenant.strain.ends(now);
             self.order.remove(&(tenant.given, id));
+            self.waiting_weight -= u64::from(tenant.weight);
         } else if was_late {
             tenant.strain.went_without(now, one.left.as_secs_f64(), others);
         }
@@ -266,17 +290,19 @@ impl<W> Fair<W> {
         }
         let (given, id) = self.order.pop_first()?;
         let tenant = self.tenants.get_mut(&id)?;
+        let weight = tenant.weight;
         let one = tenant.parts.pop_front().or_else(|| tenant.others.pop_front())?;
         tenant.waiting_bytes -= one.bytes;
         self.waiting_bytes -= one.bytes;
         self.waiting -= 1;
         if tenant.waiting() == 0 {
             tenant.strain.ends(now);
+            self.waiting_weight -= u64::from(weight);
         } else {
-            self.order.insert((given + u128::from(one.bytes), id));
+            self.order.insert((given + charge(one.bytes, weight), id));
         }
         let Waiting { ticket, bytes, is_guess, who, .. } = one;
-        self.give(given, Held { ticket, tenant: id, bytes, is_guess, since: now });
+        self.give(given, Held { ticket, tenant: id, weight, bytes, is_guess, since: now });
         Some(who)
     }
 
@@ -285,11 +311,11 @@ impl<W> Fair<W> {
         self.held.iter().map(Held::lapses_at).min()
     }
 
-    /// Gives a place to one whose tenant was given so much before.
+    /// Gives a place to one whose tenant was charged so much before.
     fn give(&mut self, given: u128, held: Held) {
         self.clock = self.clock.max(given);
         if let Some(tenant) = self.tenants.get_mut(&held.tenant) {
-            tenant.given = given + u128::from(held.bytes);
+            tenant.given = given + charge(held.bytes, held.weight);
             self.most = self.most.max(tenant.given);
         }
         self.held.push(held);
@@ -314,12 +340,15 @@ impl<W> Fair<W> {
         }
         // Seconds a byte, with all places taken.
         let pace = takes / brings / self.places as f64;
-        let sharing = self.order.len() + usize::from(tenant.waiting() == 0);
+        let own_weight = u64::from(tenant.weight);
+        let all = self.waiting_weight + if tenant.waiting() == 0 { own_weight } else { 0 };
+        // One byte of its own to so many of all that wait.
+        let sharing = all as f64 / own_weight as f64;
         let of_parts: u64 = tenant.parts.iter().map(|one| one.bytes).sum();
         let own = if is_part { of_parts } else { tenant.waiting_bytes } as f64;
         // No more than all that waits is ahead of it, and no more than the others' shares beside its own.
-        let ahead = (own * sharing as f64).min(self.waiting_bytes as f64);
-        ((ahead + brings) * pace, brings * sharing as f64 * pace)
+        let ahead = (own * sharing).min(self.waiting_bytes as f64);
+        ((ahead + brings) * pace, brings * sharing * pace)
     }
 
     /// Returns how many times as much so many bytes are as those are that go while a place is held.

@@ -7,7 +7,7 @@ const LONG: Duration = Duration::from_secs(60);
 const MIB: u64 = 1 << 20;
 
 fn wanted(tenant: u32, bytes: u64, left: Duration) -> Wanted {
-    Wanted { tenant: TenantId(tenant), bytes: Some(bytes), left, is_part: false }
+    Wanted { tenant: TenantId(tenant), weight: 1, bytes: Some(bytes), left, is_part: false }
 }
 
 /// Enters one that is known by its tenant.
@@ -56,6 +56,49 @@ fn tenants_that_always_want_more_get_the_same_bytes_whatever_they_ask_at_a_time(
     }
     let most = given.into_iter().max().expect("four");
     assert!(given[1..].iter().all(|one| most - one <= 2 * 8 * MIB), "{given:?}");
+}
+
+#[test]
+fn tenants_that_always_want_more_get_bytes_by_their_weights_also_after_these_have_changed() {
+    let mut fair = Fair::new(4);
+    let sizes: [(u32, u64); 3] = [(0, 2 * MIB), (1, MIB / 4), (2, MIB)];
+    for weights in [[1, 2, 5], [1000, 10, 10], [1, 1, 1]] {
+        let wanted = |at: u32| {
+            let (tenant, bytes) = sizes[at as usize];
+            Wanted { weight: weights[at as usize], ..wanted(tenant, bytes, LONG) }
+        };
+        for (tenant, _) in sizes {
+            flood(&mut fair, MS, wanted(tenant), 0..60);
+        }
+        let mut given = [0u64; 3];
+        for turn in 0..22_000 {
+            let who = pass(&mut fair, MS).expect("many wait");
+            // What they were given by the weights of before is made up for first.
+            if turn >= 2_000 {
+                given[who as usize] += sizes[who as usize].1;
+            }
+            enter(&mut fair, MS, wanted(who));
+        }
+        let of_weight: Vec<f64> = (0..3).map(|at| given[at] as f64 / f64::from(weights[at])).collect();
+        let most = of_weight.iter().copied().fold(0.0, f64::max);
+        assert!(of_weight.iter().all(|one| *one >= 0.95 * most), "{weights:?}: {given:?}");
+        let waits = fair.tenants.values().filter(|one| one.waiting() > 0);
+        assert_eq!(fair.waiting_weight, waits.map(|one| u64::from(one.weight)).sum::<u64>());
+    }
+}
+
+#[test]
+fn who_weighs_more_is_expected_to_wait_for_less_of_what_others_have_waiting() {
+    // Nine of another tenant wait, a MiB each, which take a millisecond each.
+    for (weight, waits) in [(1, 3), (8, 2)] {
+        let mut fair = known(MS, 9);
+        let heavy = |left| Wanted { weight, ..wanted(2, MIB, left) };
+        assert!(matches!(enter(&mut fair, MS, heavy(LONG)), Entered::Waits(..)));
+        // One of its own is ahead, and of the other's as much or an eighth.
+        let sharing = 1.0 + 1.0 / f64::from(weight);
+        assert_eq!(fair.expected(TenantId(2), false), ((sharing + 1.0) * 1e-3, sharing * 1e-3));
+        assert_eq!(enter(&mut fair, MS, heavy(waits * MS)), Entered::Late);
+    }
 }
 
 #[test]
@@ -128,13 +171,13 @@ fn a_place_that_is_given_up_before_anything_went_costs_next_to_nothing_and_is_no
         fair.leave(MS, TenantId(1), first, false);
         let Entered::Goes(given_up) = enter(&mut fair, MS, unknown) else { panic!("it is free") };
         let given = |fair: &Fair<u32>| fair.tenants[&TenantId(1)].given;
-        assert_eq!(given(&fair), u128::from(16 * MIB), "it counts as the one before");
+        assert_eq!(given(&fair), charge(16 * MIB, 1), "it counts as the one before");
         flood(&mut fair, MS, wanted(3, MIB, LONG), 0..2);
         if lapses {
             assert_eq!(fair.next(100 * MS), Some(3));
         }
         fair.leave(100 * MS, TenantId(1), given_up, false);
-        assert_eq!(given(&fair), u128::from(8 * MIB + LEAST_BYTES));
+        assert_eq!(given(&fair), charge(8 * MIB + LEAST_BYTES, 1));
         assert_eq!(fair.tenants[&TenantId(1)].usual.value(), 8.0 * MIB as f64);
         assert_eq!((fair.takes.value(), fair.brings.value()), (0.0, 0.0));
     }
@@ -229,7 +272,7 @@ fn tenants_that_want_nothing_are_forgotten() {
         pass(&mut fair, MS);
     }
     assert!(fair.tenants.len() <= 2 * FIRST_SWEEP, "{} are remembered", fair.tenants.len());
-    assert!(fair.order.is_empty() && fair.waiting_bytes == 0);
+    assert!(fair.order.is_empty() && (fair.waiting_bytes, fair.waiting_weight) == (0, 0));
 }
 
 /// Serves two tenants for ten seconds, at places that take 4 ms for a MiB: requests of so many a second of each, all of them with as much

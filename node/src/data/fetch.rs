@@ -12,6 +12,7 @@ use kvhive_protocol::block::Codec;
 use kvhive_protocol::data::{Accept, DataReply, FetchRequest, Fetched, MAX_BLOCKS_PER_TRANSFER};
 use kvhive_protocol::frame::{Kind, MAX_PAYLOAD_BYTES};
 use kvhive_protocol::handshake::Role;
+use kvhive_protocol::links::TransportKind;
 use kvhive_protocol::share::{Looked, SharedAt};
 use kvhive_protocol::{DeviceId, Epoch, WireError};
 use kvhive_spans::Span;
@@ -29,12 +30,21 @@ pub(super) struct Found {
     _room: Option<OwnedSemaphorePermit>,
     /// Back when it is sent, too; none where nothing is.
     _turn: Option<Turn>,
+    /// The device of another node that it is for, if it is for one's.
+    to: Option<DeviceId>,
+    /// When it began to be brought.
+    since: Instant,
 }
 
 impl Found {
     /// Blocks that are no device's.
     pub(super) fn guests(begun: Instant, blocks: Vec<Option<Held>>, turn: Option<Turn>) -> Found {
-        Found { device: None, begun, blocks, _room: None, _turn: turn }
+        Found { device: None, begun, blocks, _room: None, _turn: turn, to: None, since: begun }
+    }
+
+    /// Is for a device of another node.
+    pub(super) fn given_to(self, to: Option<DeviceId>) -> Found {
+        Found { to, ..self }
     }
 }
 
@@ -53,13 +63,27 @@ impl DataPlane {
         check::sizes(&request.runs, request.keys.len(), MAX_BLOCKS_PER_TRANSFER)?;
         let serving = self.view.serves(role)?;
         check::admits(&serving, request.epoch, request.device, request.tenant, &request.runs)?;
-        let FetchRequest { device, tenant, keys, accept, runs, .. } = request;
-        let sees = looks.is_some_and(|start| self.is_seen(start));
-        let mut turn = match sees {
+        let (device, tenant, keys) = (request.device, request.tenant, request.keys.clone());
+        let turn = match looks.is_some_and(|start| self.is_seen(start)) {
             true => None,
             false => Some(self.turn(span, tenant, None, until).await?),
         };
         let blocks = self.ask(span, device, |reply| DeviceMessage::Read { tenant, keys, reply }).await?;
+        self.found(span, (begun, until), request, (looks, turn), blocks).await
+    }
+
+    /// Has blocks at hand that were lent for a fetch, when it is its tenant's turn.
+    pub(super) async fn found(
+        &self,
+        span: &mut Span,
+        (begun, until): (Instant, Instant),
+        request: FetchRequest,
+        (looks, mut turn): (Option<u64>, Option<Turn>),
+        blocks: Vec<Option<Lent>>,
+    ) -> Result<Found, WireError> {
+        let FetchRequest { device, tenant, accept, runs, .. } = request;
+        let sees = looks.is_some_and(|start| self.is_seen(start));
+        let since = Instant::now();
         if span.is_on() {
             let on_disk = |lent: &&Lent| matches!(lent, Lent::Far(far) if far.is_on_disk());
             span.note("kvhive.on_disk", blocks.iter().flatten().filter(on_disk).count());
@@ -107,7 +131,7 @@ impl DataPlane {
                 device.work.gave(slot, held.bytes().len() as u64);
             }
         }
-        Ok(Found { device: Some(device), begun, blocks, _room: room_taken, _turn: turn })
+        Ok(Found { device: Some(device), begun, blocks, _room: room_taken, _turn: turn, to: None, since })
     }
 
     /// Checks once more that the blocks found may leave: the lease holds, and no clear has ended the era of one of them
@@ -152,6 +176,9 @@ impl DataPlane {
             grants.hold(Instant::now(), seen);
             add(&self.counters.fetched_bytes, bytes);
             add(&self.counters.shown_bytes, bytes);
+            if let Some(ends) = found.device.zip(found.to) {
+                self.replicator.links.were_fetched(ends, TransportKind::SharedMemory, bytes, None);
+            }
             if let Some(device) = found.device.and_then(|device| self.device(device)) {
                 device.traffic.fetched(bytes, found.begun.elapsed());
             }
@@ -177,6 +204,10 @@ impl DataPlane {
         sending.note("kvhive.bytes", bytes);
         self.paced(bytes, connection.send(Kind::DataReply, number, reply, &payload)).await?;
         add(&self.counters.fetched_bytes, bytes);
+        if let Some(ends) = found.device.zip(found.to).filter(|_| bytes > 0) {
+            let took = Some(found.since.elapsed());
+            self.replicator.links.were_fetched(ends, TransportKind::Tcp, bytes, took);
+        }
         // How long guests take says nothing of a device of this node.
         let device = found.device.filter(|_| bytes > 0 || !matches!(reply, DataReply::Looked { .. }));
         if let Some(device) = device.and_then(|device| self.device(device)) {

@@ -10,11 +10,15 @@ use crate::data::plane::DataPlane;
 use crate::links::{Fetching, Links};
 use crate::view::{Serving, View};
 use kvhive_cache::GuestKey;
+use kvhive_client::{Fallback, Opened};
 use kvhive_protocol::data::{
-    Accept, DataRequest, FetchRequest, Fetched, GuestRequest, MAX_BLOCKS_PER_TRANSFER, Run,
+    Accept, DataRequest, FetchRequest, GuestRequest, MAX_BLOCKS_PER_TRANSFER, PullRequest, Run,
 };
 use kvhive_protocol::handshake::Role;
-use kvhive_protocol::{ClusterMap, DeviceId, Era, KeyList, Slot, TenantId, TraceContext, WireError};
+use kvhive_protocol::share::Looked;
+use kvhive_protocol::{
+    ClusterMap, DeviceId, Era, KeyList, Level, MemberId, Slot, TenantId, TraceContext, WireError,
+};
 use kvhive_spans::Span;
 use kvhive_wire::Fault;
 use std::collections::{BTreeMap, VecDeque};
@@ -124,11 +128,40 @@ impl DataPlane {
     }
 }
 
+impl DataPlane {
+    /// Returns a device of this node whose GPU has room for guests and may be a pair with another node's.
+    fn gpu_for_guests(&self, source: DeviceId) -> Option<DeviceId> {
+        let member = self.view.serving()?.member;
+        let links = &self.replicator.links;
+        let own = (0..self.devices().len() as u16).map(|index| DeviceId::new(member, index));
+        own.into_iter().find(|own| self.passing(*own).is_some() && links.is_pair(*own, source))
+    }
+
+    /// Notes what was copied out of another node's memory. One whose blocks are not where it says is not looked at for a while.
+    fn has_looked(&self, serving: &Serving, member: MemberId, (bytes, is_torn): (u64, bool)) {
+        let Some((windows, member)) = self.windows.as_ref().zip(serving.map.members.get(&member)) else {
+            return;
+        };
+        windows.copied(bytes);
+        if is_torn {
+            windows.rest(&member.data_address, Fallback::Torn);
+        }
+    }
+}
+
 /// Returns who is asked for blocks of a slot: its first replica that lacks nothing, which clients would ask.
 fn source(map: &ClusterMap, slot: Slot) -> Option<DeviceId> {
     let filling = map.filling.get(&slot);
     let lacks = |device: &DeviceId| filling.is_some_and(|filling| filling.devices.contains(device));
     map.replicas(slot).0.iter().copied().find(|device| !lacks(device))
+}
+
+/// The memory of the replica that is asked.
+struct Sight<'a> {
+    opened: &'a Opened,
+    copied: u64,
+    /// Something that was looked at is not what was to be there.
+    is_torn: bool,
 }
 
 /// Blocks that one replica is to be asked for. Whatever becomes of it, those who wait for them are told.
@@ -183,9 +216,30 @@ impl Errand {
         }
         let keys: KeyList = self.left.iter().map(|(wanted, _)| wanted.key).collect();
         let (epoch, blocks) = (self.serving.map.epoch, keys.len());
-        let request = FetchRequest { epoch, device: source, tenant, runs, keys, accept };
+        let fetch = FetchRequest { epoch, device: source, tenant, runs, keys, accept };
         let asked = (&self.serving, trace);
-        let mut fetching = links.fetch(asked, source, &DataRequest::Fetch(request), until).await?;
+        let is_understood = self.serving.map.level >= Level::DAYS;
+        let plane = links.plane().filter(|_| is_understood);
+        let opened = match &plane {
+            Some(plane) => plane.sight_of(&self.serving, source.member).await,
+            None => None,
+        };
+        // As long as this is here, what comes to the GPU is known to be wanted.
+        let to = plane.as_ref().and_then(|plane| plane.gpu_for_guests(source));
+        let awaited = self.view.guests.as_ref().filter(|_| to.is_some());
+        let awaited =
+            awaited.and_then(|book| book.awaits(source.member, self.left.iter().map(|(key, _)| *key)));
+        let request = match is_understood {
+            true => DataRequest::Pull(Box::new(PullRequest {
+                fetch,
+                start: opened.as_ref().map(|opened| opened.start()),
+                to: to.filter(|_| awaited.is_some()),
+            })),
+            false => DataRequest::Fetch(fetch),
+        };
+        let mut fetching = links.fetch(asked, source, &request, until).await?;
+        drop(awaited);
+        let mut sight = opened.as_deref().map(|opened| Sight { opened, copied: 0, is_torn: false });
         let found = fetching.take_blocks();
         if found.len() != blocks {
             return Err(Fault::Protocol(WireError::malformed(format_args!(
@@ -195,9 +249,9 @@ impl Errand {
         }
         for one in found {
             let Some((wanted, _)) = self.left.front().copied() else { break };
-            match self.take(&mut fetching, one, &wanted, (tenant, era)).await? {
+            match self.take(&mut fetching, (one, &mut sight), &wanted, (tenant, era)).await? {
                 Some(guest) => {
-                    add(&self.counters.guest_fetched_bytes, guest.header.payload_bytes);
+                    self.counters.guest_came(guest.header.payload_bytes);
                     if let Some(book) = &self.view.guests {
                         book.came(&wanted, guest);
                     }
@@ -206,30 +260,55 @@ impl Errand {
             }
             self.left.pop_front();
         }
-        fetching.end();
-        Ok(())
+        if let Some((plane, sight)) = plane.zip(sight) {
+            plane.has_looked(&self.serving, source.member, (sight.copied, sight.is_torn));
+        }
+        fetching.end(epoch).await
     }
 
     /// Takes one block in and checks it. None for what is not to be had.
     async fn take(
         &self,
         fetching: &mut Fetching,
-        found: Fetched,
+        (found, sight): (Looked, &mut Option<Sight<'_>>),
         wanted: &GuestKey,
         (tenant, era): (TenantId, Era),
     ) -> Result<Option<Guest>, Fault> {
-        let Fetched::Hit(header) = found else { return Ok(None) };
+        let (header, at) = match found {
+            Looked::At(header, at) => (header, Some(at)),
+            Looked::Sent(header) => (header, None),
+            // It may have come to the GPU.
+            Looked::Miss => return Ok(None),
+        };
         // One that goes by another map may have it in another era.
         let is_it = header.key == wanted.key && header.tenant == tenant && header.era == era;
         let book = self.view.guests.as_ref().filter(|_| is_it);
         let Some(room) = book.and_then(|book| book.room(header.payload_bytes)) else {
-            fetching.skip(header.payload_bytes).await?;
+            if at.is_none() {
+                fetching.skip(header.payload_bytes).await?;
+            }
             return Ok(None);
         };
         let mut bytes = Zeroizing::new(vec![0; header.payload_bytes as usize]);
-        if fetching.read(&mut bytes).await? != header.digest {
-            count(&self.counters.corrupt_blocks);
-            return Ok(None);
+        match (at, sight) {
+            (Some(at), Some(sight)) => {
+                if sight.opened.copy(at, &mut bytes) != Some(header.digest) {
+                    // Written over meanwhile, or damaged: whoever wants it asks the replicas.
+                    sight.is_torn = true;
+                    return Ok(None);
+                }
+                sight.copied += header.payload_bytes;
+            }
+            (Some(_), None) => {
+                let told = format_args!("a place was told to one who looks at none");
+                return Err(Fault::Protocol(WireError::malformed(told)));
+            }
+            (None, _) => {
+                if fetching.read(&mut bytes).await? != header.digest {
+                    count(&self.counters.corrupt_blocks);
+                    return Ok(None);
+                }
+            }
         }
         Ok(Some(Guest { header, bytes, _room: room }))
     }

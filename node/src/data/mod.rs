@@ -15,6 +15,7 @@ mod here;
 mod names;
 mod payload;
 mod plane;
+mod pull;
 mod recall;
 mod receive;
 mod replicate;

@@ -8,6 +8,7 @@ use crate::data::recall::Recall;
 use crate::data::replicate::Replicator;
 use crate::data::turns::{Turn, Turns};
 use crate::pace::{MoveLimits, Pacer};
+use crate::passing::Passing;
 use crate::share::Sharing;
 use crate::view::View;
 use kvhive_client::Windows;
@@ -70,6 +71,8 @@ pub(crate) struct DataPlane {
     /// And those that come from them.
     pub(crate) takes: Pacer,
     devices: Vec<Device>,
+    /// Of each device's GPU, frames that guests pass; none where none are set aside.
+    passing: Vec<Option<Passing>>,
     limits: Limits,
     /// One permit a KiB of payload.
     pub(super) inflight: Arc<Semaphore>,
@@ -124,8 +127,19 @@ impl DataPlane {
             turns_of: devices.iter().map(|_| Turns::new(BRINGING_PLACES)).collect(),
             inflight_kib,
             device_kib,
+            passing: Vec::new(),
             devices,
         }
+    }
+
+    /// Has guests pass these frames, by the index of their device.
+    pub(crate) fn with_passing(self, passing: Vec<Option<Passing>>) -> DataPlane {
+        DataPlane { passing, ..self }
+    }
+
+    /// Returns the frames that guests pass of a device's GPU, if there are any.
+    pub(crate) fn passing(&self, device: DeviceId) -> Option<&Passing> {
+        self.passing.get(usize::from(device.index))?.as_ref()
     }
 
     /// Asks the actor of one of this node's devices; one that has no room or time is busy.
@@ -158,8 +172,8 @@ impl DataPlane {
         until: Instant,
     ) -> Result<Turn, WireError> {
         let _waiting = span.part("turn");
-        let wanted =
-            Wanted { tenant, bytes, left: until.saturating_duration_since(Instant::now()), is_part: false };
+        let left = until.saturating_duration_since(Instant::now());
+        let wanted = Wanted { tenant, weight: self.view.weight_of(tenant), bytes, left, is_part: false };
         self.turns.take(wanted).await.ok_or(WireError::Deadline)
     }
 
@@ -180,6 +194,7 @@ impl DataPlane {
         let turns = self.turns_of.get(usize::from(device.index))?;
         let wanted = Wanted {
             tenant,
+            weight: self.view.weight_of(tenant),
             bytes: Some(bytes),
             left: until.saturating_duration_since(Instant::now()),
             is_part: false,
@@ -190,6 +205,11 @@ impl DataPlane {
     /// Returns how many requests wait for their turn.
     pub(crate) fn waiting(&self) -> usize {
         self.turns_of.iter().fold(self.turns.waiting(), |sum, turns| sum + turns.waiting())
+    }
+
+    /// Returns this node's devices, by their index.
+    pub(super) fn devices(&self) -> &[Device] {
+        &self.devices
     }
 
     /// Returns one of this node's devices.

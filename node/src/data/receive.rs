@@ -1,19 +1,26 @@
 //! Receive: a copy of blocks whose bytes come from another GPU by NCCL, straight into frames of this one's. Their digests are taken there.
 
 use crate::actors::core::Reserved;
+use crate::book::Guest;
 use crate::data::counters::{add, count};
 use crate::data::plane::DataPlane;
+use crate::data::pull::PUSH_LIMIT;
 use crate::data::store::{Taken, Task, landed};
 use crate::guards::WriteGuard;
-use kvhive_protocol::WireError;
-use kvhive_protocol::data::{DataReply, ReceiveRequest, Refusal};
+use kvhive_cache::GuestKey;
+use kvhive_protocol::data::{DataReply, ReceiveRequest, Refusal, StoreRequest, Stored};
 use kvhive_protocol::handshake::Role;
+use kvhive_protocol::pairs::TransferId;
+use kvhive_protocol::{BlockHeader, MemberId, WireError};
 use kvhive_spans::Span;
 use kvhive_wire::Peer;
 use std::time::Duration;
+use zeroize::Zeroizing;
 
 /// What another GPU announced comes within this, or another way.
 const ARRIVES_WITHIN: Duration = Duration::from_secs(3);
+/// Guests that another GPU announced come within this: as long as it tries.
+const GUESTS_ARRIVE_WITHIN: Duration = PUSH_LIMIT;
 
 pub(super) fn not_carried(why: impl ToString) -> WireError {
     WireError::NotCarried { why: why.to_string() }
@@ -44,6 +51,9 @@ impl DataPlane {
                 what: "send blocks from another's GPU".to_owned(),
             });
         }
+        if let Some(wanted) = self.are_awaited(transfer.sender.member, &store) {
+            return self.receive_guests(span, transfer, store, wanted).await;
+        }
         let (moved, given_by) = (store.moved, store.moved.then_some(store.epoch));
         let announced = store.blocks.iter().map(|block| block.header.payload_bytes);
         let bytes = announced.fold(0, u64::saturating_add);
@@ -62,6 +72,61 @@ impl DataPlane {
             self.takes.pass(bytes).await;
         }
         stored
+    }
+
+    /// Returns the guests that a copy is of, if it is of what this node has asked its sender for.
+    fn are_awaited(&self, sender: MemberId, store: &StoreRequest) -> Option<Vec<GuestKey>> {
+        let book = self.view.guests.as_ref().filter(|_| !store.moved)?;
+        book.awaited_as(sender, store.blocks.iter().map(|block| &block.header))
+    }
+
+    /// Serves a receive of guests: they pass the GPU, where their digests are taken, and are kept in the host's memory.
+    async fn receive_guests(
+        &self,
+        span: &Span,
+        transfer: TransferId,
+        store: StoreRequest,
+        wanted: Vec<GuestKey>,
+    ) -> Result<DataReply, WireError> {
+        let serving = self.view.serves(Role::Node)?;
+        if store.device.member != serving.member {
+            return Err(WireError::WrongDevice { device: store.device });
+        }
+        let (passing, book) = self
+            .passing(store.device)
+            .zip(self.view.guests.as_ref())
+            .ok_or_else(|| not_carried("no frames of this GPU are for guests"))?;
+        let headers: Vec<BlockHeader> = store.blocks.iter().map(|block| block.header).collect();
+        let rooms: Option<Vec<_>> = headers.iter().map(|header| book.room(header.payload_bytes)).collect();
+        let rooms = rooms.ok_or_else(|| not_carried("there is no room for more guests"))?;
+        let guards = passing.take(&headers).ok_or_else(|| not_carried("all frames for guests are taken"))?;
+        let mut receiving = span.part("receive guests");
+        receiving.note("kvhive.blocks", headers.len());
+        let arrived =
+            self.replicator.links.expect(store.device, transfer, guards, GUESTS_ARRIVE_WITHIN).await;
+        let digests = WriteGuard::digests_on_gpu(arrived.map_err(not_carried)?).await;
+        let (guards, digests) = digests.ok_or_else(|| not_carried("the GPU gave no digests"))?;
+        let mut blocks = Vec::with_capacity(guards.len());
+        for (((guard, digest), key), room) in guards.into_iter().zip(digests).zip(wanted).zip(rooms) {
+            let Some(landing) = guard.verify_on_gpu(digest) else {
+                count(&self.counters.corrupt_blocks);
+                blocks.push(Stored::Refused(Refusal::Corrupt));
+                continue;
+            };
+            let brought = match landing.landed().await {
+                Some(block) => passing.bring(block).await,
+                None => None,
+            };
+            let Some((header, brought)) = brought else {
+                blocks.push(Stored::Refused(Refusal::NoRoom));
+                continue;
+            };
+            let bytes = Zeroizing::new(brought.bytes().to_vec());
+            self.counters.guest_came(header.payload_bytes);
+            book.came(&key, Guest { header, bytes, _room: room });
+            blocks.push(Stored::Kept { copies: 1, already: false });
+        }
+        Ok(DataReply::Stored { epoch: serving.map.epoch, blocks })
     }
 
     /// Goes on with a store whose bytes are in frames of a GPU: takes digests there, and makes visible what is as its header says.

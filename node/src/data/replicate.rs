@@ -6,7 +6,7 @@ use crate::data::counters::{Counters, add, count};
 use crate::data::plane::kib;
 use crate::fill::Giving;
 use crate::guards::ReadGuard;
-use crate::links::{Links, Parcel, limit};
+use crate::links::{Instead, Links, Parcel, limit};
 use crate::pace::Pacer;
 use crate::settle::is_here;
 use crate::view::Serving;
@@ -367,31 +367,18 @@ impl Replicator {
         deadline: Instant,
         mut by: Option<TransportKind>,
     ) -> Result<Vec<Option<Answer>>, Fault> {
-        let Batch { target, items, .. } = *batch;
-        let bytes = items.iter().map(|item| item.block.header.payload_bytes).sum();
+        let Batch { items, .. } = *batch;
         let on_gpu = on_gpu(items);
         let is_on_gpu = on_gpu.is_some();
         if let Some(blocks) = on_gpu.filter(|_| by.is_none()) {
             let request = batch.request(items.iter().map(|item| (*item, *item.content.header())));
-            let parcel = batch.parcel(&request, (&[], &[]), deadline);
-            match self.links.carry_within(&parcel, &blocks, bytes).await {
-                Some(DataReply::Stored { blocks, .. }) if blocks.len() == items.len() => {
+            let parcel = Parcel { on_gpu: &blocks, ..batch.parcel(&request, (&[], &[]), deadline) };
+            match self.links.carry_on_gpu(&parcel).await {
+                Ok(DataReply::Stored { blocks, .. }) if blocks.len() == items.len() => {
                     return Ok(blocks.into_iter().map(Answer::of).collect());
                 }
-                Some(_) => return Err(senseless()),
-                None => {}
-            }
-            if self.links.goes_by_nccl(&parcel, bytes) {
-                match self.links.carry_on_gpu(&parcel, blocks, bytes).await {
-                    Ok(DataReply::Stored { blocks, .. }) if blocks.len() == items.len() => {
-                        return Ok(blocks.into_iter().map(Answer::of).collect());
-                    }
-                    Ok(_) => return Err(senseless()),
-                    Err(error) => {
-                        tracing::debug!(%target, %error, "a batch does not go by NCCL");
-                        by = Some(TransportKind::Tcp);
-                    }
-                }
+                Ok(_) => return Err(senseless()),
+                Err(Instead(way)) => by = way,
             }
         }
         let brought = join_all(items.iter().map(|item| item.content.bytes())).await;
@@ -467,7 +454,7 @@ impl Batch<'_> {
     ) -> Parcel<'a> {
         let Origin { serving, source, trace, .. } = self.origin;
         let (trace, source, target) = (*trace, *source, self.target);
-        Parcel { serving, trace, source, target, request, payload, places, deadline }
+        Parcel { serving, trace, source, target, request, on_gpu: &[], payload, places, deadline }
     }
 }
 

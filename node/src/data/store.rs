@@ -188,8 +188,13 @@ impl DataPlane {
         if !task.copy {
             return self.turn(span, task.tenant, Some(bytes), until).await;
         }
-        let wanted =
-            Wanted { tenant: task.tenant, bytes: Some(bytes), left: COPY_INFLIGHT_WAIT, is_part: true };
+        let wanted = Wanted {
+            tenant: task.tenant,
+            weight: self.view.weight_of(task.tenant),
+            bytes: Some(bytes),
+            left: COPY_INFLIGHT_WAIT,
+            is_part: true,
+        };
         let late = || WireError::busy("as many transfers as allowed are under way");
         self.turns.take(wanted).await.ok_or_else(late)
     }

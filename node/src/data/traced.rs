@@ -66,6 +66,9 @@ impl About<'_> {
             DataRequest::Guest(ask) => {
                 (ask.fetch.device, ask.fetch.tenant, &ask.fetch.runs, ask.fetch.keys.len())
             }
+            DataRequest::Pull(ask) => {
+                (ask.fetch.device, ask.fetch.tenant, &ask.fetch.runs, ask.fetch.keys.len())
+            }
             DataRequest::Release(ask) => (ask.device, ask.tenant, &ask.runs, ask.keys.len()),
             DataRequest::Survey(ask) => (ask.device, ask.tenant, &ask.runs, ask.keys.len()),
             _ => return None,

@@ -230,8 +230,13 @@ mod tests {
     async fn a_place_that_is_one_no_more_wakes_who_gets_it_and_not_all_who_wait() {
         const WAITING: usize = 50;
         let (turns, polls) = (Turns::new(1), Arc::new(AtomicUsize::new(0)));
-        let wanted =
-            Wanted { tenant: TenantId(1), bytes: Some(0), left: Duration::from_secs(3600), is_part: true };
+        let wanted = Wanted {
+            tenant: TenantId(1),
+            weight: 1,
+            bytes: Some(0),
+            left: Duration::from_secs(3600),
+            is_part: true,
+        };
         // Nobody gives its place back.
         let mut held = vec![turns.take(wanted).await.expect("it is free")];
         let mut waiting = JoinSet::new();

@@ -3,6 +3,7 @@
 use super::key_folder::sync_folder;
 use super::record::{PAGE, record_bytes};
 use super::{DiskError, Geometry};
+use kvhive_steps::step;
 use rustix::fs::{FallocateFlags, FlockOperation, OFlags, fallocate, flock, fstatvfs};
 use rustix::io::Errno;
 use std::fs::{self, File, OpenOptions};
@@ -81,6 +82,7 @@ pub(super) fn take_form(folder: &Path, wanted: Form) -> Result<(), DiskError> {
     }
     // Last: a process that ends before it finds no records of another form.
     let unfinished = folder.join("form.new");
+    step("form: make file").map_err(failed)?;
     let mut file = OpenOptions::new()
         .create(true)
         .truncate(true)
@@ -88,9 +90,13 @@ pub(super) fn take_form(folder: &Path, wanted: Form) -> Result<(), DiskError> {
         .mode(0o600)
         .open(&unfinished)
         .map_err(failed)?;
+    step("form: write file").map_err(failed)?;
     file.write_all(wanted.as_str().as_bytes()).map_err(failed)?;
+    step("form: sync file").map_err(failed)?;
     file.sync_all().map_err(failed)?;
+    step("form: name file").map_err(failed)?;
     fs::rename(&unfinished, &path).map_err(failed)?;
+    step("form: sync name").map_err(failed)?;
     sync_folder(folder).map_err(failed)
 }
 
@@ -101,10 +107,15 @@ fn delete_records(folder: &Path, form: Form) -> io::Result<()> {
         if entry.file_name().to_string_lossy().starts_with(form.prefix()) {
             deleted = true;
             warn!(file = %entry.path().display(), "records of another form (encrypted, or not) are deleted");
+            step("form: delete records")?;
             fs::remove_file(entry.path())?;
         }
     }
-    if deleted { sync_folder(folder) } else { Ok(()) }
+    if !deleted {
+        return Ok(());
+    }
+    step("form: sync deleted")?;
+    sync_folder(folder)
 }
 
 /// Returns the name of the file of records of a size.
@@ -226,6 +237,7 @@ fn file_bytes(class: &Geometry) -> io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kvhive_steps::at_each;
 
     #[test]
     fn a_folder_is_of_one_form_and_what_it_had_of_the_other_is_gone() {
@@ -250,6 +262,36 @@ mod tests {
             assert!(matches!(refused, Err(DiskError::Form { .. })), "{strange:?}: {refused:?}");
             assert_eq!(are_there(), (true, true), "what is not known is not touched");
         }
+    }
+
+    #[test]
+    fn a_change_of_form_that_ends_anywhere_is_made_again_and_says_nothing_before_it_is_so() {
+        let steps = [
+            "form: delete records",
+            "form: sync deleted",
+            "form: make file",
+            "form: write file",
+            "form: sync file",
+            "form: name file",
+            "form: sync name",
+        ];
+        at_each(&steps, |ends| {
+            let folder = tempfile::tempdir().expect("a folder");
+            take_form(folder.path(), Form::Plain).expect("a folder");
+            for name in ["records-4096", "records-8192"] {
+                fs::write(folder.path().join(name), b"what an engine computed").expect("writable");
+            }
+            let taken = ends.run(|| take_form(folder.path(), Form::Sealed));
+            assert_eq!(taken.is_ok(), ends.before().is_none());
+            let says = fs::read_to_string(folder.path().join(FORM)).expect("readable");
+            let expected = if ends.is_before("form: name file") { Form::Plain } else { Form::Sealed };
+            assert_eq!(says, expected.as_str(), "{ends:?}");
+            let left =
+                || ["records-4096", "records-8192"].iter().any(|name| folder.path().join(name).exists());
+            assert!(expected == Form::Plain || !left(), "{ends:?}: what is said to be encrypted is not");
+            take_form(folder.path(), Form::Sealed).expect("a folder");
+            assert!(!left() && !folder.path().join("form.new").exists(), "{ends:?}");
+        });
     }
 
     #[test]

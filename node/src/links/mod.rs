@@ -3,6 +3,7 @@
 
 mod local;
 mod nccl;
+mod on_gpu;
 mod report;
 mod shared;
 mod tcp;
@@ -26,6 +27,7 @@ use kvhive_wire::Fault;
 use local::InProcess;
 use nccl::Nccl;
 pub(crate) use nccl::{NotCarried, OwnGpu, Without};
+pub(crate) use on_gpu::Instead;
 pub(crate) use report::LinkFrom;
 use shared::SharedMemory;
 use std::collections::BTreeMap;
@@ -35,7 +37,7 @@ use std::time::Duration;
 pub(crate) use tcp::Fetching;
 use tcp::Tcp;
 use tokio::runtime::Handle;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 /// A batch that has not gone by NCCL within this goes by TCP in what is left of its time.
 const NCCL_LIMIT: Duration = Duration::from_secs(2);
@@ -52,7 +54,9 @@ pub(crate) struct Parcel<'a> {
     pub(crate) target: DeviceId,
     /// The store that they are of.
     pub(crate) request: &'a DataRequest,
-    /// The bytes of each block; none where they are on a GPU.
+    /// The blocks, where all of them are to go out of frames of a GPU.
+    pub(crate) on_gpu: &'a [Arc<OnGpu>],
+    /// Else the bytes of each.
     pub(crate) payload: &'a [&'a [u8]],
     /// Where other processes see these, if they can.
     pub(crate) places: &'a [Option<SharedPlace>],
@@ -76,7 +80,7 @@ trait Transport: Send + Sync {
     ///
     /// # Errors
     /// Whatever kept the target from taking it or from saying so. It may have taken it all the same.
-    fn carry<'a>(&'a self, parcel: &'a Parcel<'a>) -> BoxFuture<'a, Result<DataReply, Fault>>;
+    fn carry<'a>(&'a self, parcel: &'a Parcel<'a>) -> BoxFuture<'a, Result<DataReply, NotCarried>>;
 }
 
 /// All ways from this node's devices.
@@ -199,6 +203,30 @@ impl Links {
         self.nccl.as_ref().filter(|_| is_on_gpu)?.state(source, target)
     }
 
+    /// Says whether two devices may be a pair, of whom the first is this node's.
+    pub(crate) fn is_pair(&self, own: DeviceId, other: DeviceId) -> bool {
+        self.pair_state(own, other, true).is_some()
+    }
+
+    /// Returns the node's data plane, while it serves.
+    pub(crate) fn plane(&self) -> Option<Arc<DataPlane>> {
+        self.in_process.plane.get().and_then(Weak::upgrade)
+    }
+
+    /// Notes that blocks have gone to a device of another node, which fetched them by this way.
+    pub(crate) fn were_fetched(
+        &self,
+        (source, target): (DeviceId, DeviceId),
+        by: TransportKind,
+        bytes: u64,
+        took: Option<Duration>,
+    ) {
+        self.count(by, bytes, true);
+        if let Some(choices) = self.choices.get(usize::from(source.index)) {
+            lock(choices).went(self.view.now(), target, by, bytes, took);
+        }
+    }
+
     /// Chooses by which way a batch goes.
     fn choose(
         &self,
@@ -212,12 +240,6 @@ impl Links {
         let same_process = source.member == target.member;
         let ends = Ends { same_process, same_host, both_gpu_tiers: nccl.is_some(), nccl };
         lock(choices).choose(self.view.now(), target, bytes, ends).transport
-    }
-
-    /// Says whether a batch that is on a GPU goes to another GPU by NCCL.
-    pub(crate) fn goes_by_nccl(&self, parcel: &Parcel<'_>, bytes: u64) -> bool {
-        let nccl = self.pair_state(parcel.source, parcel.target, true);
-        nccl.is_some() && self.choose(parcel, bytes, false, nccl) == TransportKind::Nccl
     }
 
     /// Has a batch get to its target, and returns what that says of it. What another way than TCP does not carry goes by TCP. By
@@ -251,130 +273,18 @@ impl Links {
         let mut answer = self.carry_by(by, &parcel, bytes).await;
         if by != TransportKind::Tcp
             && let Err(fault) = &answer
-            && is_of_the_way(fault)
+            && fault.is_failure()
             && Instant::now() < parcel.deadline
         {
             tracing::debug!(target = %parcel.target, %by, %fault, "a batch goes by TCP instead");
             span.note("kvhive.instead", "tcp");
             answer = self.carry_by(TransportKind::Tcp, &parcel, bytes).await;
         }
-        answer.inspect_err(|fault| span.fail(fault))
-    }
-
-    /// Has a batch of blocks that are on a GPU get to another GPU, and returns what its node says of them.
-    ///
-    /// # Errors
-    /// [`NotCarried`]: it is to go another way. The target may have them all the same.
-    pub(crate) async fn carry_on_gpu(
-        &self,
-        parcel: &Parcel<'_>,
-        blocks: Vec<Arc<OnGpu>>,
-        bytes: u64,
-    ) -> Result<DataReply, NotCarried> {
-        let nccl = self.nccl.as_ref().ok_or(NotCarried::Pair(Why::NoWorker))?;
-        let mut span = self.span(TransportKind::Nccl, parcel, bytes);
-        let parcel = Parcel { trace: span.context(), ..*parcel };
-        let begun = Instant::now();
-        let deadline = parcel.deadline.min(begun + NCCL_LIMIT);
-        let mut answers = nccl.carry(std::slice::from_ref(&parcel), blocks, deadline).await;
-        let answer = answers.pop().unwrap_or(Err(NotCarried::Pair(Why::NoWorker)));
-        match &answer {
-            Ok(_) => self.ended(TransportKind::Nccl, &parcel, bytes, begun.elapsed(), true),
-            Err(error) => {
-                span.fail(error);
-                if error.is_failure() {
-                    self.ended(TransportKind::Nccl, &parcel, bytes, begun.elapsed(), false);
-                } else {
-                    self.has_not_begun(&parcel, nccl.state(parcel.source, parcel.target));
-                }
-            }
-        }
-        answer
-    }
-
-    /// Has a batch of blocks that are on a GPU get to another device of this node, from frame to frame. None where that is no other device of this node's,
-    /// or it is to go by the host's memory; the target may have them all the same.
-    pub(crate) async fn carry_within(
-        &self,
-        parcel: &Parcel<'_>,
-        blocks: &[Arc<OnGpu>],
-        bytes: u64,
-    ) -> Option<DataReply> {
-        if parcel.source.member != parcel.target.member {
-            return None;
-        }
-        let plane = self.in_process.plane.get().and_then(Weak::upgrade)?;
-        let DataRequest::Store(store) = parcel.request else { return None };
-        if self.choose(parcel, bytes, false, None) != TransportKind::InProcess {
-            return None;
-        }
-        let mut span = self.span(TransportKind::InProcess, parcel, bytes);
-        let begun = Instant::now();
-        let frames = blocks.iter().map(|block| block.frame()).collect();
-        let taken = plane.take_here(parcel.source.member, (span.context(), store.clone()), frames);
-        match timeout_at(parcel.deadline, taken).await {
-            Ok(Ok(reply)) => {
-                self.ended(TransportKind::InProcess, parcel, bytes, begun.elapsed(), true);
-                Some(reply)
-            }
-            Ok(Err(error)) => {
-                tracing::debug!(target = %parcel.target, %error, "a batch goes by the host's memory");
-                span.fail(error);
-                None
-            }
-            Err(_) => {
-                span.fail("it took too long");
-                None
-            }
-        }
-    }
-
-    /// Has a batch of blocks that are on a GPU get to the GPUs of all parcels at once, and returns what becomes of it at each. One that was not
-    /// carried is to go another way. The target may have it all the same.
-    pub(crate) async fn carry_to_all(
-        &self,
-        parcels: &[Parcel<'_>],
-        blocks: Vec<Arc<OnGpu>>,
-        bytes: u64,
-    ) -> Vec<Result<DataReply, NotCarried>> {
-        let begun = Instant::now();
-        let targets: Vec<DeviceId> = parcels.iter().map(|parcel| parcel.target).collect();
-        let source = parcels.first().map(|parcel| parcel.source);
-        let state = source.zip(self.nccl.as_ref()).and_then(|(source, nccl)| {
-            let state = nccl.state_to_all(source, &targets)?;
-            Some((nccl, state))
-        });
-        let Some((nccl, state)) = state else {
-            return parcels.iter().map(|_| Err(NotCarried::Pair(Why::Without))).collect();
-        };
-        // That it is wanted is told in any case: else none is made.
-        let stands = matches!(state, PairState::Ready | PairState::Busy);
-        let mut spans: Vec<Span> = match stands {
-            true => parcels.iter().map(|parcel| self.span(TransportKind::Nccl, parcel, bytes)).collect(),
-            false => parcels.iter().map(|_| Span::NONE).collect(),
-        };
-        let traced = parcels.iter().zip(&spans).map(|(parcel, span)| {
-            let trace = if stands { span.context() } else { parcel.trace };
-            Parcel { trace, ..*parcel }
-        });
-        let traced: Vec<Parcel<'_>> = traced.collect();
-        let deadline = begun + NCCL_LIMIT;
-        let deadline = parcels.iter().map(|parcel| parcel.deadline).fold(deadline, Instant::min);
-        let answers = nccl.carry(&traced, blocks, deadline).await;
-        for ((answer, parcel), span) in answers.iter().zip(&traced).zip(&mut spans) {
-            match answer {
-                // How fast it was says nothing of the pair.
-                Ok(_) => self.count(TransportKind::Nccl, bytes, true),
-                Err(error) => {
-                    span.fail(error);
-                    tracing::debug!(target = %parcel.target, %error, "a batch does not go to several at once");
-                    if error.is_failure() {
-                        self.count(TransportKind::Nccl, bytes, false);
-                    }
-                }
-            }
-        }
-        answers
+        answer.inspect_err(|fault| span.fail(fault)).map_err(|fault| match fault {
+            NotCarried::Answer(fault) => fault,
+            // A pair has bytes on a GPU alone.
+            NotCarried::Pair(_) => Fault::Closed,
+        })
     }
 
     /// Waits until what another GPU sends is in the frames of `guards`, which are of this node's `device`.
@@ -410,17 +320,24 @@ impl Links {
         span
     }
 
-    async fn carry_by(&self, by: TransportKind, parcel: &Parcel<'_>, bytes: u64) -> Result<DataReply, Fault> {
+    /// Has a batch go by a way, and notes how it went.
+    async fn carry_by(
+        &self,
+        by: TransportKind,
+        parcel: &Parcel<'_>,
+        bytes: u64,
+    ) -> Result<DataReply, NotCarried> {
         let way: &dyn Transport = match by {
             TransportKind::InProcess => &self.in_process,
             TransportKind::SharedMemory => &self.shared_memory,
-            _ => &*self.tcp,
+            TransportKind::Nccl => self.nccl.as_ref().ok_or(NotCarried::Pair(Why::NoWorker))?,
+            TransportKind::Tcp => &*self.tcp,
         };
         let begun = Instant::now();
         let answer = way.carry(parcel).await;
         let is_well = match &answer {
             Ok(_) => true,
-            Err(fault) if is_of_the_way(fault) => false,
+            Err(fault) if fault.is_failure() => false,
             // It was asked, and did not want to.
             Err(_) => return answer,
         };

@@ -2,7 +2,7 @@
 //! until it has answered; what it copies later than that is not what their digests say.
 
 use super::tcp::Tcp;
-use super::{Parcel, Transport, lock};
+use super::{NotCarried, Parcel, Transport, lock};
 use crate::data::DataPlane;
 use crate::share::Sharing;
 use futures_util::future::BoxFuture;
@@ -89,10 +89,10 @@ fn places<'a>(parcel: &'a Parcel<'a>) -> impl Iterator<Item = Option<SharedAt>> 
 }
 
 impl Transport for SharedMemory {
-    fn carry<'a>(&'a self, parcel: &'a Parcel<'a>) -> BoxFuture<'a, Result<DataReply, Fault>> {
+    fn carry<'a>(&'a self, parcel: &'a Parcel<'a>) -> BoxFuture<'a, Result<DataReply, NotCarried>> {
         Box::pin(async move {
             let (DataRequest::Store(store), Some(sharing)) = (parcel.request, self.sharing()) else {
-                return Err(unseen());
+                return Err(unseen().into());
             };
             let places: Vec<_> = places(parcel).collect();
             let sent = parcel.payload.iter().zip(&places).filter(|(_, place)| place.is_none());
@@ -103,7 +103,7 @@ impl Transport for SharedMemory {
             let asked = (parcel.trace, &request);
             let map = &parcel.serving.map;
             match self.tcp.exchange(map, parcel.target, asked, &sent, parcel.deadline).await? {
-                DataReply::Unseen { .. } => Err(unseen()),
+                DataReply::Unseen { .. } => Err(unseen().into()),
                 answer => Ok(answer),
             }
         })

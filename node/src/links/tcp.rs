@@ -1,11 +1,12 @@
 //! Over the data plane's own connections: to any device, at any time.
 
-use super::{Parcel, Transport};
+use super::{NotCarried, Parcel, Transport};
 use futures_util::future::BoxFuture;
 use kvhive_client::{Lease, Pool};
 use kvhive_protocol::data::{DataReply, DataRequest, Fetched};
 use kvhive_protocol::frame::{FrameLimits, Kind};
-use kvhive_protocol::{ClusterMap, DeviceId, MemberId, TraceContext, WireError};
+use kvhive_protocol::share::{DoneRequest, Looked};
+use kvhive_protocol::{ClusterMap, DeviceId, Epoch, MemberId, TraceContext, WireError};
 use kvhive_wire::Fault;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -17,12 +18,14 @@ const FETCHED: FrameLimits = FrameLimits { message_bytes: 128 << 10, ..FrameLimi
 /// An answer whose blocks are on their way.
 pub(crate) struct Fetching {
     lease: Lease,
-    blocks: Vec<Fetched>,
+    blocks: Vec<Looked>,
+    /// What the other end holds until it hears that this one is done with it; 0 for nothing.
+    grant: u64,
 }
 
 impl Fetching {
     /// Returns what was answered of each block, once.
-    pub(crate) fn take_blocks(&mut self) -> Vec<Fetched> {
+    pub(crate) fn take_blocks(&mut self) -> Vec<Looked> {
         std::mem::take(&mut self.blocks)
     }
 
@@ -42,10 +45,19 @@ impl Fetching {
         self.lease.connection().skip_payload(bytes).await
     }
 
-    /// Gives the connection back for others, when all bytes have come.
-    pub(crate) fn end(mut self) {
-        self.lease.connection().set_limits(FrameLimits::OPEN);
+    /// Says that all has been looked at, and gives the connection back for others, when all bytes have come.
+    ///
+    /// # Errors
+    /// When the connection fails.
+    pub(crate) async fn end(mut self, epoch: Epoch) -> Result<(), Fault> {
+        let connection = self.lease.connection();
+        connection.set_limits(FrameLimits::OPEN);
+        if self.grant > 0 {
+            let done = DataRequest::Done(DoneRequest { epoch, grant: self.grant });
+            connection.send(Kind::DataRequest, 0, &done, &[]).await?;
+        }
         self.lease.give_back();
+        Ok(())
     }
 }
 
@@ -99,7 +111,14 @@ impl Tcp {
         deadline: Instant,
     ) -> Result<Fetching, Fault> {
         match self.asked(map, target, request, &[], FETCHED, deadline).await? {
-            (DataReply::Fetched { blocks, .. }, lease) => Ok(Fetching { lease, blocks }),
+            (DataReply::Looked { blocks, grant, .. }, lease) => Ok(Fetching { lease, blocks, grant }),
+            (DataReply::Fetched { blocks, .. }, lease) => {
+                let sent = |one| match one {
+                    Fetched::Hit(header) => Looked::Sent(header),
+                    Fetched::Miss => Looked::Miss,
+                };
+                Ok(Fetching { lease, blocks: blocks.into_iter().map(sent).collect(), grant: 0 })
+            }
             _ => Err(Fault::Protocol(WireError::malformed(format_args!("a fetch was answered otherwise")))),
         }
     }
@@ -155,8 +174,10 @@ impl Tcp {
 }
 
 impl Transport for Tcp {
-    fn carry<'a>(&'a self, parcel: &'a Parcel<'a>) -> BoxFuture<'a, Result<DataReply, Fault>> {
+    fn carry<'a>(&'a self, parcel: &'a Parcel<'a>) -> BoxFuture<'a, Result<DataReply, NotCarried>> {
         let Parcel { serving, trace, target, request, payload, deadline, .. } = *parcel;
-        Box::pin(self.exchange(&serving.map, target, (trace, request), payload, deadline))
+        Box::pin(async move {
+            Ok(self.exchange(&serving.map, target, (trace, request), payload, deadline).await?)
+        })
     }
 }

@@ -4,6 +4,7 @@
 use super::PersistError;
 use kvhive_protocol::Layout;
 use kvhive_protocol::map::{ClusterMap, Tenant};
+use kvhive_steps::step;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -160,8 +161,11 @@ impl Manifest {
 
 /// Writes a small file that is its owner's alone, durably.
 pub(super) fn write_file(path: &Path, text: &[u8]) -> io::Result<()> {
+    step("persist: make file")?;
     let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(path)?;
+    step("persist: write file")?;
     file.write_all(text)?;
+    step("persist: sync file")?;
     file.sync_all()
 }
 
@@ -242,9 +246,11 @@ pub(super) fn remove(folder: &Path) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
         if is_part(&entry.file_name().to_string_lossy()) {
+            step("persist: remove part")?;
             fs::remove_file(entry.path())?;
         }
     }
+    step("persist: remove folder")?;
     fs::remove_dir(folder)
 }
 
@@ -253,14 +259,17 @@ pub(super) fn remove(folder: &Path) -> io::Result<()> {
 pub(super) fn publish(manifest: &Manifest, path: &Path, aside: Option<&Path>) -> io::Result<()> {
     let (made, old) = (workshop(path), old(path));
     manifest.write(&made)?;
+    step("persist: remove run")?;
     match fs::remove_file(made.join(RUN)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
+    step("persist: sync made")?;
     sync(&made)?;
     if let Some(aside) = aside {
         let before = standing(path);
         if before.exists() {
+            step("persist: put aside")?;
             fs::rename(before, aside)?;
         }
     }
@@ -269,9 +278,12 @@ pub(super) fn publish(manifest: &Manifest, path: &Path, aside: Option<&Path>) ->
         if old.exists() {
             remove(&old)?;
         }
+        step("persist: make room")?;
         fs::rename(path, &old)?;
     }
+    step("persist: take place")?;
     fs::rename(&made, path)?;
+    step("persist: sync place")?;
     sync(path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
     if old.exists() {
         remove(&old)?;
@@ -307,6 +319,7 @@ fn sync(folder: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kvhive_steps::{Ends, at_each};
 
     fn whole(folder: &Path, number: u64) {
         fs::create_dir_all(folder).expect("writable");
@@ -344,6 +357,52 @@ mod tests {
         publish(&manifest(2), &path, None).expect("it takes its place");
         assert_eq!(Manifest::read(&path).expect("it stands").largest_block, 2);
         assert!(!old(&path).exists() && !workshop(&path).exists());
+    }
+
+    /// Puts the second snapshot in the place of the first, up to where it ends; looks at which stands, and does it again.
+    fn replaces(ends: &mut Ends, stands_beside: bool, puts_aside: bool) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (path, aside) = (folder.path().join("snapshot"), folder.path().join("before"));
+        let stands_at = if stands_beside { old(&path) } else { path.clone() };
+        whole(&stands_at, 1);
+        let make = || {
+            fs::create_dir_all(workshop(&path)).expect("writable");
+            fs::write(workshop(&path).join("000000.seg"), b"more blocks").expect("writable");
+            fs::write(workshop(&path).join(RUN), b"{}").expect("writable");
+        };
+        make();
+        let published = ends.run(|| publish(&manifest(2), &path, puts_aside.then_some(&aside)));
+        assert_eq!(published.is_ok(), ends.before().is_none(), "{published:?}");
+        let number = |at: &Path| Manifest::read(at).map(|manifest| manifest.largest_block).ok();
+        let is_first = ends.is_before("persist: take place");
+        let found = if is_first && aside.exists() { number(&aside) } else { number(&standing(&path)) };
+        assert_eq!(found, Some(if is_first { 1 } else { 2 }), "{ends:?}: one is whole");
+        check_ours(&path).expect("whatever is left, the next run may go on");
+        make();
+        let again = puts_aside && !aside.exists();
+        publish(&manifest(3), &path, again.then_some(&aside)).expect("it takes its place");
+        assert_eq!((number(&path), number(&old(&path))), (Some(3), None), "{ends:?}");
+        assert!(!old(&path).exists() && !workshop(&path).exists(), "{ends:?}");
+        assert_eq!(aside.exists(), puts_aside, "{ends:?}");
+    }
+
+    #[test]
+    fn a_snapshot_whose_making_ends_anywhere_leaves_a_whole_one() {
+        let made = [
+            "persist: make file",
+            "persist: write file",
+            "persist: sync file",
+            "persist: remove run",
+            "persist: sync made",
+        ];
+        let placed = ["persist: take place", "persist: sync place"];
+        let removed = ["persist: remove part", "persist: remove folder"];
+        let over = [&made[..], &["persist: make room"], &placed, &removed].concat();
+        at_each(&over, |ends| replaces(ends, false, false));
+        at_each(&[&made[..], &placed, &removed].concat(), |ends| replaces(ends, true, false));
+        let aside = [&made[..], &["persist: put aside"], &placed].concat();
+        at_each(&aside, |ends| replaces(ends, false, true));
+        at_each(&aside, |ends| replaces(ends, true, true));
     }
 
     #[test]

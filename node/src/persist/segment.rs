@@ -7,6 +7,7 @@ use crate::disk::DataKey;
 use kvhive_protocol::block::HEADER_BYTES;
 use kvhive_protocol::key::KEY_BYTES;
 use kvhive_protocol::{BlockHeader, BlockKey, Slot};
+use kvhive_steps::step;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -131,7 +132,9 @@ impl SegmentWriter {
     /// Makes the segment durable under its own name.
     pub(super) fn finish(self) -> io::Result<()> {
         let file = self.file.into_inner().map_err(io::IntoInnerError::into_error)?;
+        step("persist: sync segment")?;
         file.sync_all()?;
+        step("persist: name segment")?;
         std::fs::rename(&self.partial, &self.path)
     }
 }
@@ -211,6 +214,7 @@ mod tests {
     use super::*;
     use kvhive_protocol::block::{Codec, digest};
     use kvhive_protocol::{Era, LayoutFingerprint, TenantId};
+    use kvhive_steps::at_each;
 
     fn meta(number: u8, payload: &[u8]) -> Meta {
         let header = BlockHeader {
@@ -225,6 +229,21 @@ mod tests {
         };
         let parent = BlockKey::from_bytes([number.wrapping_sub(1); KEY_BYTES]);
         Meta { header, parent, slot: Slot(7), sealed: None }
+    }
+
+    #[test]
+    fn a_segment_whose_making_ends_anywhere_has_no_name() {
+        at_each(&["persist: sync segment", "persist: name segment"], |ends| {
+            let folder = tempfile::tempdir().expect("a folder");
+            let path = folder.path().join("0.seg");
+            let mut writer = SegmentWriter::create(path.clone(), false).expect("a file");
+            writer.push(&meta(1, b"bytes"), b"bytes").expect("room");
+            let finished = ends.run(|| writer.finish());
+            assert_eq!((finished.is_ok(), path.exists()), (ends.before().is_none(), ends.before().is_none()));
+            if finished.is_err() {
+                assert!(SegmentReader::open(&segment(folder.path())).is_ok(), "it is made again");
+            }
+        });
     }
 
     fn segment(folder: &Path) -> PathBuf {

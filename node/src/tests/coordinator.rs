@@ -36,6 +36,8 @@ struct Script {
     map: ClusterMap,
     silent: bool,
     fenced: bool,
+    /// Who is given no newer map.
+    kept_behind: Option<MemberId>,
     confirmed: BTreeMap<MemberId, Epoch>,
     /// When the last heartbeat came.
     last_beat: Instant,
@@ -79,6 +81,7 @@ impl FakeCoordinator {
             map,
             silent: false,
             fenced: false,
+            kept_behind: None,
             confirmed: BTreeMap::new(),
             last_beat: Instant::now(),
             refuses: None,
@@ -110,6 +113,11 @@ impl FakeCoordinator {
     /// Answers nothing any more, or again.
     pub(super) fn be_silent(&self, silent: bool) {
         self.script().silent = silent;
+    }
+
+    /// Gives a member no newer map, or everybody again.
+    pub(super) fn keep_behind(&self, member: Option<MemberId>) {
+        self.script().kept_behind = member;
     }
 
     /// Fences every member once: it is answered so until it registers anew.
@@ -300,7 +308,7 @@ impl Script {
         self.occupied.clone_from(&heartbeat.devices[0].occupied);
         self.filled.extend(&heartbeat.devices[0].filled);
         self.emptying.insert(heartbeat.member, heartbeat.devices[0].clone());
-        let newer = heartbeat.epoch < self.map.epoch;
+        let newer = heartbeat.epoch < self.map.epoch && self.kept_behind != Some(heartbeat.member);
         ControlReply::Beat { map: newer.then(|| Box::new(self.map.clone())) }
     }
 }

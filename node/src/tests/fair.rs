@@ -15,6 +15,7 @@ use kvhive_protocol::map::Tenant;
 use kvhive_protocol::share::{LookRequest, Looked};
 use kvhive_protocol::{DeviceId, Era, TenantId, TenantRules, WireError};
 use kvhive_wire::Fault;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -56,7 +57,7 @@ fn numbers(tenant: TenantId) -> Vec<u64> {
 /// Takes the only place, for as long as it takes to send 64 GiB.
 async fn taken(node: &NodeHandle) -> Turn {
     let (tenant, left) = (TenantId(3), Duration::from_secs(60));
-    let wanted = Wanted { tenant, bytes: Some(64 << 30), left, is_part: false };
+    let wanted = Wanted { tenant, weight: 1, bytes: Some(64 << 30), left, is_part: false };
     node.plane.turns.take(wanted).await.expect("nobody wants it")
 }
 
@@ -96,6 +97,31 @@ async fn a_flood_of_one_tenant_leaves_the_other_its_half_of_what_is_sent() {
     // What each stored, and what was sent.
     assert_eq!(figures.map(|one| one.bytes), [bytes * (1 + flood as u64), bytes * (1 + few as u64)]);
     assert_eq!(figures.map(|one| (one.waited, one.late)), [(flood as u64, 0), (few as u64, 0)]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenant_that_weighs_three_times_as_much_is_sent_three_times_as_much() {
+    let (coordinator, node) = node_with_blocks().await;
+    coordinator.change(|map| map.weights = Arc::new([(OTHER, 3)].into()));
+    let (member, epoch) = (node.member().expect("it is a member"), coordinator.epoch());
+    eventually("the node serves by the new map", || coordinator.has_confirmed(member, epoch)).await;
+    let turn = taken(&node).await;
+    let mut askers = JoinSet::new();
+    let each = 30;
+    for (at, tenant) in [TENANT, OTHER].into_iter().enumerate() {
+        for _ in 0..each {
+            let mut asker = node.ask().await;
+            askers.spawn(async move { assert_eq!(fetch(&mut asker, tenant).await, Ok(BLOCKS as usize)) });
+        }
+        eventually("all of them wait", || node.plane.waiting() == (at + 1) * each).await;
+    }
+    drop(turn);
+    while let Some(asked) = askers.join_next().await {
+        asked.expect("it got its blocks");
+    }
+    // As long as both wait.
+    let of_other = node.plane.turns.passed()[..32].iter().filter(|tenant| **tenant == OTHER).count();
+    assert!((23..=25).contains(&of_other), "{of_other}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -23,10 +23,15 @@ fn setup() -> Setup {
 /// A coordinator and so many nodes, of which the first alone is a replica of every slot.
 async fn one_replica_of(setup: &Setup, count: usize) -> (FakeCoordinator, Vec<NodeHandle>) {
     let (coordinator, nodes) = setup.several(count).await;
+    only_the_first_is_a_replica(&coordinator, &nodes).await;
+    (coordinator, nodes)
+}
+
+/// Has the first node be the only replica of every slot, and all know it.
+pub(super) async fn only_the_first_is_a_replica(coordinator: &FakeCoordinator, nodes: &[NodeHandle]) {
     let first = DeviceId::new(nodes[0].member().expect("it is a member"), 0);
     coordinator.change(|map| map.slots = Arc::new(vec![ReplicaSet(vec![first]); usize::from(SLOTS)]));
-    know(&coordinator, &nodes).await;
-    (coordinator, nodes)
+    know(coordinator, nodes).await;
 }
 
 /// Waits until all nodes serve by the newest map.
@@ -48,7 +53,11 @@ impl Asker {
     }
 
     /// Asks for guests; returns which came, and checks their bytes.
-    async fn visit(&mut self, numbers: &[u64], limit_ms: u32) -> Result<Vec<Option<Vec<u8>>>, WireError> {
+    pub(super) async fn visit(
+        &mut self,
+        numbers: &[u64],
+        limit_ms: u32,
+    ) -> Result<Vec<Option<Vec<u8>>>, WireError> {
         let request = self.guest_request(numbers, limit_ms);
         let found = match self.exchange(&request, &[]).await {
             Ok(DataReply::Fetched { blocks, .. }) => blocks,
@@ -106,6 +115,37 @@ async fn a_block_of_anothers_slot_is_fetched_once_and_is_no_block_of_this_node()
     assert_eq!(kept_bytes(&nodes[1]), (0, 0));
     let refused = asker.visit(&[1], LONG_MS).await;
     assert!(matches!(refused, Err(WireError::StaleEpoch { .. })), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn guests_are_read_out_of_a_replicas_memory_on_the_same_host() {
+    let (_coordinator, nodes) = one_replica_of(&setup(), 2).await;
+    // The second is too small to be worth a look.
+    let blocks = [Block::new(1, 64 * KIB), Block::new(2, KIB)];
+    assert_eq!(nodes[0].ask().await.store(&blocks, Ack::All).await, Ok(vec![kept(1); 2]));
+    let mut asker = nodes[1].ask().await;
+    let all = Ok(blocks.iter().map(|block| Some(block.bytes.clone())).collect());
+    assert_eq!(asker.visit(&[1, 2], LONG_MS).await, all);
+    let windows = nodes[1].plane.windows.clone().expect("Linux says which host this is");
+    assert_eq!((windows.open(), windows.bytes()), (1, 64 * KIB as u64));
+    assert_eq!(nodes[0].counted(|counters| &counters.shown_bytes), 64 * KIB as u64);
+    nodes[0].settles("nobody reads", |stats| stats.readers == 0).await;
+    let told = serde_json::to_value(nodes[0].plane.replicator.links.report()).expect("it is plain");
+    let gone = |way: &str| {
+        let ways = told[0]["transports"].as_array().cloned().unwrap_or_default();
+        ways.iter().find(|one| one["transport"] == way).and_then(|one| one["bytes"].as_u64())
+    };
+    assert_eq!((gone("shared-memory"), gone("tcp")), (Some(64 * KIB as u64), Some(KIB as u64)), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn guests_come_over_the_connection_where_nobody_may_look() {
+    let hidden = Setup { share_memory: crate::ShareMemory::Off, ..setup() };
+    let (_coordinator, nodes) = one_replica_of(&hidden, 2).await;
+    let block = Block::new(1, 64 * KIB);
+    assert_eq!(nodes[0].ask().await.store(std::slice::from_ref(&block), Ack::All).await, Ok(vec![kept(1)]));
+    assert!(nodes[1].ask().await.visit(&[1], LONG_MS).await == Ok(vec![Some(block.bytes)]));
+    assert_eq!(nodes[0].counted(|counters| &counters.shown_bytes), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -313,6 +313,37 @@ async fn a_pass_over_a_device_that_is_made_anew_meanwhile_is_no_whole_one() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pass_goes_on_while_maps_of_other_things_come_that_the_target_has_not_heard_of() {
+    // The node's own hand gives eight, then rests.
+    let (coordinator, nodes, mut client, [old, new]) =
+        one_of_two(Setup { move_rate: 1, ..Setup::default() }).await;
+    let blocks: Vec<Block> = (0..24).map(|number| Block::new(number, 4 * KIB)).collect();
+    assert_eq!(client.store(&blocks, Ack::Primary).await, Ok(vec![kept(1); 24]));
+    place(&coordinator, client.slot, &[old, new], &[new]);
+    serve_it(&coordinator, &nodes).await;
+    let moved = || nodes[0].counted(|counters| &counters.moved_blocks);
+    eventually("eight are there", || moved() == 8).await;
+    // Of two that hear of a map one is first.
+    coordinator.keep_behind(Some(new.member));
+    let another = || {
+        coordinator.change(|_| {});
+        coordinator.epoch()
+    };
+    let epoch = another();
+    eventually("who gives has it", || coordinator.has_confirmed(old.member, epoch)).await;
+    let asked = || nodes[1].counted(|counters| &counters.matches);
+    let before = asked();
+    let other = filler(&nodes[0], 1 << 40, 1 << 10);
+    let pass = tokio::spawn(async move { other.pass().await });
+    eventually("it has asked, and was told to come again", || asked() > before).await;
+    coordinator.keep_behind(None);
+    serve_it(&coordinator, &nodes).await;
+    coordinator.keep_behind(Some(new.member));
+    another();
+    assert_eq!(pass.await.expect("it ends"), Some(Pass::Whole));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn more_blocks_than_are_listed_at_a_time_are_given_all_the_same() {
     let (coordinator, nodes, mut client, [old, new]) =
         one_of_two(Setup { move_rate: 1, ..Setup::default() }).await;

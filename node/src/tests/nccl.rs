@@ -5,6 +5,7 @@
 #[path = "../../../gpu/nccl-rs/tests/fake/mod.rs"]
 mod fake_nccl;
 mod groups;
+mod guests;
 
 use super::asker::{Block, kept};
 use super::coordinator::FakeCoordinator;
@@ -98,6 +99,8 @@ pub(super) fn config(name: &str, wrong: Option<&Wrong>) -> NcclConfig {
         arguments: words.map(str::to_owned).to_vec(),
         environment,
         after_bytes: 1,
+        // Sixteen frames of most stories.
+        guest_bytes: 1 << 20,
         watchdog,
         ..NcclConfig::of("/bin/sh".into())
     }

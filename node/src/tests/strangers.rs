@@ -42,7 +42,7 @@ const NODES: &[Role] = &[Role::Node];
 const NOBODY: &[Role] = &[];
 
 /// Who may ask what of a node. A verb that has no row here fails the test: whoever makes one decides whose it is.
-const VERBS: [(&str, &[Role]); 22] = [
+const VERBS: [(&str, &[Role]); 23] = [
     ("Match", EVERYBODY),
     ("Fetch", EVERYBODY),
     ("Store", EVERYBODY),
@@ -66,6 +66,7 @@ const VERBS: [(&str, &[Role]); 22] = [
     ("Gather", EVERYBODY),
     ("Scatter", EVERYBODY),
     ("Guest", CLIENTS),
+    ("Pull", NODES),
 ];
 
 /// An example of each verb, by its name.

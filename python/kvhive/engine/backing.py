@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 import warnings
@@ -10,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kvhive import Client, ClosedError, EmbeddedNode, KvHiveError, Layout, MisuseError, Namespace
+from kvhive import Client, ClosedError, EmbeddedNode, KvHiveError, Layout, MisuseError, Namespace, WrongTypeError
 from kvhive._native import Connection
 from kvhive.access import StrPath
 from kvhive.codec import stored_bytes
@@ -159,6 +160,13 @@ class Backing:
         self.check_alone("this would forget what is stored", whole_cluster)
         self.client.clear(_DEFAULT_TENANT)
 
+    def _where(self, path: StrPath | None) -> Path:
+        if path is None:
+            return self._folder
+        if not isinstance(path, (str, os.PathLike)):
+            raise WrongTypeError(f"path is {path!r}: a path or None is allowed")
+        return Path(path)
+
     def gather(self) -> None:
         """Has what nodes that were added hold come to the first one, as far as there is room, and ends them.
 
@@ -178,7 +186,7 @@ class Backing:
 
         :raises IOError: when it cannot be written.
         """
-        where = Path(path) if path is not None else self._folder
+        where = self._where(path)
 
         def write(copy: Copy) -> None:
             self.node.persist(copy.blocks)
@@ -194,24 +202,41 @@ class Backing:
         return True
 
     def load(self, path: StrPath | None) -> dict[str, int]:
-        """Takes in what was persisted; returns the notes. One that is alone takes its tenants from there too: what it held is gone,
-        also when what was persisted turns out to be of no use to it.
+        """Takes in what was persisted; returns the notes. One that is alone takes its tenants from there too: what it held is gone.
+        What is of no use leaves it as it was.
 
         :raises FileNotFoundError: when nothing was persisted there.
         :raises IOError: when it cannot be read, or is another cluster's or shape's.
         """
-        where = Path(path) if path is not None else self._folder
+        where = self._where(path)
         with self.lock, self._scaling:
             self._check_open()
             copy = current(where)
             try:
                 notes = copy.notes()
+                copy.check()
                 if not self._config.enable_distributed:
-                    self._begin_again(copy.cluster())
+                    backup = copy.cluster()
+                    self._try(copy, backup)
+                    self._begin_again(backup)
                 self.node.load(copy.blocks)
             except (KvHiveError, ValueError) as error:
                 raise OSError(f"cannot load from {where}: {error}") from error
         return notes
+
+    def _try(self, copy: Copy, backup: bytes) -> None:
+        """Has a small node take in what was persisted, and ends it: what is damaged or of another shape fails there, where nothing is lost.
+
+        :raises kvhive.KvHiveError: when it fails.
+        """
+        whole = sum(self._frames.values())
+        # Room for one frame of each size, and what rounding takes.
+        memory = 2 * max(size * whole // part for size, part in self._frames.items())
+        # Under the name that it was written by it would wait until that one's lease is over, and have its blocks.
+        with EmbeddedNode(
+            memory=memory, block_bytes=list(self._frames), block_shares=list(self._frames.values()), restore=backup, name="trial"
+        ) as node:
+            node.load(copy.blocks)
 
     def _begin_again(self, backup: bytes) -> None:
         with self._life.replaced():

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvhive import Layout, MisuseError, Namespace, Prefix, WrongTypeError
+from kvhive.access import StrPath
 
 from .backing import Backing, memory_used, ranker
 from .behind import Behind
@@ -114,7 +115,7 @@ class BaseKVCache(_Module):
             self._backing.clear(whole_cluster=whole_cluster)
             self._versions.reset({})
 
-    def persist(self, path: Any = None) -> bool:
+    def persist(self, path: StrPath | None = None) -> bool:
         """Writes everything into a folder, as usual the configuration's; raises IOError when that cannot be done."""
         # Nodes that were added may take long to leave: values are found meanwhile.
         self._backing.gather()
@@ -122,8 +123,8 @@ class BaseKVCache(_Module):
         with self._backing.lock:
             return self._backing.persist(path, self._versions.dump())
 
-    def load(self, path: Any = None) -> bool:
-        """Takes in what was persisted, in place of what is here.
+    def load(self, path: StrPath | None = None) -> bool:
+        """Takes in what was persisted, in place of what is here; where that fails the cache stays as it was.
 
         :raises FileNotFoundError: when nothing was persisted there.
         :raises IOError: when it cannot be read.

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Self
 
-from kvhive import Layout, MisuseError, WrongTypeError, _native
+from kvhive import ClosedError, Layout, MisuseError, WrongTypeError, _native
 from kvhive._native import Connection
 from kvhive.access import StrPath
 from kvhive.aio import drive
@@ -18,9 +18,10 @@ from .asked import Asked
 from .backing import Backing, frames_of
 from .config import KVCacheConfig
 from .config import checked as checked_config
-from .figures import figures
+from .figures import Figures, figures
 from .model import Model, SeededTransformer
-from .requests import Answer, Request, checked, told
+from .model import checked as checked_model
+from .requests import Answer, Request, checked, text_of, told
 
 Target = Literal["latency", "memory", "throughput"]
 
@@ -54,7 +55,7 @@ class UltraAdaptiveKVCacheEngine:
 
     def __init__(self, config: KVCacheConfig | None = None, *, model: Model | None = None) -> None:
         self.config = config = checked_config(config)
-        self.model: Model = model or SeededTransformer(config)
+        self.model: Model = SeededTransformer(config) if model is None else checked_model(model)
         layout = Layout(
             layers=config.num_layers,
             kv_heads=config.num_heads,
@@ -102,8 +103,8 @@ class UltraAdaptiveKVCacheEngine:
         :raises kvhive.MisuseError: when one cannot be served as it is; none is served then. What the model raises of one is raised when all
             others have been served.
         """
-        if batch_size < 1:
-            raise MisuseError(f"batch_size is {batch_size}: 1 and more is allowed")
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise MisuseError(f"batch_size is {batch_size!r}: a whole number of 1 and more is allowed")
         asked = [checked(request, self.config) for request in requests]
         answers = await drive(self._native.serve_all(asked, batch_size))
         served: list[Answer] = []
@@ -115,14 +116,23 @@ class UltraAdaptiveKVCacheEngine:
 
     def end_session(self, session_id: str) -> bool:
         """Says that a conversation is over: what it alone used goes first. Returns whether it was known."""
+        text_of("session_id", session_id)
         return self._native.end_session(session_id).wait()
 
     def covered(self, text: str, tenant: str | None = None) -> int:
         """Returns how many blocks of a prompt are there, from its first token on. They are held for a while, and what lies in slower memory
-        is brought up."""
+        is brought up.
+
+        :raises kvhive.ClosedError: when the engine has been closed.
+        """
+        text_of("text", text)
+        if tenant is not None:
+            text_of("tenant", tenant)
+        if self._is_closed:
+            raise ClosedError("the engine has been closed")
         return self._native.covered(text, tenant).wait()
 
-    def get_stats(self) -> dict[str, Any]:
+    def get_stats(self) -> Figures:
         """Returns what the engine has done and holds.
 
         ``total_requests``, ``cache_hits`` and ``cache_misses`` (requests of which some block was found, and none), ``hit_rate`` of these;
@@ -143,7 +153,8 @@ class UltraAdaptiveKVCacheEngine:
             return self._backing.persist(path, {})
 
     def load(self, path: StrPath | None = None) -> bool:
-        """Takes in what was persisted, in place of what is here; of another model or shape, nothing in it is ever found.
+        """Takes in what was persisted, in place of what is here; of another model or shape, nothing in it is ever found. Where that fails
+        the engine stays as it was.
 
         :raises FileNotFoundError: when nothing was persisted there.
         :raises IOError: when it cannot be read.

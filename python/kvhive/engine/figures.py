@@ -2,13 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypedDict
 
 from .backing import memory_used
 from .counts import share
 
 
-def figures(engine: dict[str, float], node: dict[str, Any], strategy: str) -> dict[str, Any]:
+class Figures(TypedDict):
+    """What ``get_stats`` of an engine says."""
+
+    total_requests: int
+    cache_hits: int
+    cache_misses: int
+    hit_rate: float
+    avg_latency: float
+    p50_latency: float
+    p95_latency: float
+    p99_latency: float
+    memory_usage: int
+    gpu_utilization: float
+    prompt_tokens: int
+    cached_tokens: int
+    computed_tokens: int
+    generated_tokens: int
+    token_hit_rate: float
+    compression_ratio: float
+    strategy: str
+    pinned_bytes: int
+    transport: str
+    cache_failures: int
+    is_resting: bool
+    #: All that the node says of itself.
+    node: dict[str, Any]
+
+
+def figures(engine: dict[str, float], node: dict[str, Any], strategy: str) -> Figures:
     """Returns what an engine counts together with what its node says of itself."""
     requests, hits = int(engine["requests"]), int(engine["hits"])
     prompt_tokens, cached_tokens = int(engine["prompt_tokens"]), int(engine["cached_tokens"])

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from kvhive import MisuseError
+from kvhive import MisuseError, WrongTypeError
 
 from .config import KVCacheConfig
 from .tensors import KV, Float32, from_float32, to_float32
@@ -53,6 +53,19 @@ class Model(Protocol):
     def decode(self, token: int, past: KV) -> tuple[KV, Float32]:
         """Computes one token of the answer: as :meth:`prefill` of that token alone."""
         ...
+
+
+def checked(model: Model) -> Model:
+    """Returns what an engine can ask.
+
+    :raises kvhive.WrongTypeError: naming what it lacks.
+    """
+    asked = ("fingerprint", "tokenize", "detokenize", "is_end", "prefill", "decode")
+    if lacking := [name for name in asked if not hasattr(model, name)]:
+        raise WrongTypeError(f"model is of {type(model).__name__}, which has no {', '.join(lacking)}: a model has {', '.join(asked)}")
+    if not (isinstance(model.fingerprint, str) and model.fingerprint):
+        raise WrongTypeError(f"model.fingerprint is {model.fingerprint!r}: text that names weights and tokenizer is allowed")
+    return model
 
 
 class SeededTransformer:

@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 from kvhive import MisuseError
 from kvhive._native import Predictor
 
-from .engine import UltraAdaptiveKVCacheEngine
+from .engine import UltraAdaptiveKVCacheEngine, backing_of
 
 
 class WorkloadPredictor:
@@ -53,6 +53,7 @@ class WorkloadPredictor:
 
     def observe(self, engine: UltraAdaptiveKVCacheEngine) -> bool:
         """Learns from what an engine has served since it was last observed here."""
+        backing_of(engine)
         stats = engine.get_stats()
         seen = self._seen.get(engine, (0, 0, 0))
         tokens = engine.config.block_size

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kvhive import WrongTypeError
+
 from .engine import UltraAdaptiveKVCacheEngine, backing_of
 
 
@@ -21,7 +23,10 @@ class CachePrefetcher:
         """Has the prompts' blocks be brought up, ``prefetch_size`` of each segment at most; returns how many blocks of them are there.
 
         :param keys: prompts, as they will be asked.
+        :raises kvhive.WrongTypeError: when it is one prompt alone, not in a list.
         """
+        if isinstance(keys, (str, bytes)):
+            raise WrongTypeError(f"keys is {keys!r}: prompts in a list are allowed")
         return sum(self._engine.covered(text, tenant) for text in keys)
 
     def get_prefetch_stats(self) -> dict[str, int]:

@@ -13,6 +13,10 @@ from .config import KVCacheConfig
 Asked: TypeAlias = tuple[str, int, int | None, str | None, str | None]
 
 
+#: The highest priority, and below zero the lowest.
+_PRIORITY = (1 << 32) - 1
+
+
 class Request(TypedDict):
     """What an engine is asked."""
 
@@ -42,6 +46,20 @@ class Answer(TypedDict):
     metadata: dict[str, Any]
 
 
+def text_of(name: str, value: object) -> str:
+    """Returns what is text, and can be written as such.
+
+    :raises kvhive.MisuseError: naming what is not, its value and what is allowed.
+    """
+    if not isinstance(value, str):
+        raise WrongTypeError(f"{name} is {value!r}: text is allowed")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise MisuseError(f"{name} has {value[error.start]!r} at {error.start}: half of a character, whole ones are allowed") from None
+    return value
+
+
 def checked(request: Request, config: KVCacheConfig) -> Asked:
     """Checks what of a request can be checked before its prompt is looked at.
 
@@ -52,13 +70,13 @@ def checked(request: Request, config: KVCacheConfig) -> Asked:
     if unknown := sorted(map(str, request.keys() - Request.__annotations__.keys())):
         raise MisuseError(f"a request has {', '.join(unknown)}: allowed is {', '.join(Request.__annotations__)}")
     text, priority = request.get("text"), request.get("priority", 0)
-    if not isinstance(text, str):
-        raise MisuseError(f"text is {text!r}: text is allowed")
-    if isinstance(priority, bool) or not isinstance(priority, int) or abs(priority) >= 1 << 32:
-        raise MisuseError(f"priority is {priority!r}: a whole number is allowed")
+    text = text_of("text", text)
+    if isinstance(priority, bool) or not isinstance(priority, int) or abs(priority) > _PRIORITY:
+        raise MisuseError(f"priority is {priority!r}: a whole number from {-_PRIORITY} to {_PRIORITY} is allowed")
     for name in ("session_id", "tenant"):
-        if not isinstance(request.get(name), (str, type(None))) or request.get(name) == "":
-            raise MisuseError(f"{name} is {request.get(name)!r}: text is allowed")
+        given = request.get(name)
+        if given is not None and not text_of(name, given):
+            raise MisuseError(f"{name} is {given!r}: text is allowed")
     tenant = request.get("tenant")
     if tenant is not None and not config.multi_tenant:
         raise MisuseError(f"tenant is {tenant!r}: an engine with multi_tenant=True knows tenants, this one has none")

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, SupportsIndex
 
 import torch
-from transformers import DynamicCache, PretrainedConfig
+from transformers import Cache, DynamicCache, PretrainedConfig
 
 from kvhive._native import Layout, Prefix, StoreReport
 from kvhive.client import Client
-from kvhive.errors import MisuseError
+from kvhive.errors import MisuseError, OutOfRangeError, WrongTypeError
 
 DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
 FULL = "full_attention"
@@ -29,7 +29,7 @@ class CacheStore:
     """The caches of one model in a cluster.
 
     `model` names the weights: two that differ must have two names. `config` is the model's own, `dtype` that of its keys and values.
-    `extras` are what else changes them (an adapter's id), `block_tokens` how many tokens a block has. One prompt at a time, decoders
+    `extras` are what else changes them (an adapter's id, as bytes), `block_tokens` how many tokens a block has. One prompt at a time, decoders
     whose layers all attend to all tokens, and keys and values of one shape: what is not so is refused.
     """
 
@@ -47,6 +47,8 @@ class CacheStore:
         self._client, self._dtype, self._extras, self._config = client, dtype, list(extras), config
         self.layout = layout_of(config, dtype, block_tokens)
         self._names = client.namespace(model, self.layout, tenant=tenant)
+        # What are no extras is told here, not to the first request.
+        self._prefix(())
 
     def restore(
         self, tokens: Sequence[SupportsIndex], *, device: Any = "cpu", timeout: float | None = None
@@ -80,6 +82,12 @@ class CacheStore:
         timeout: float | None = None,
     ) -> StoreReport:
         """Stores the full blocks of `tokens` that `cache` holds. `known` tokens of them were restored and are passed over."""
+        if not isinstance(cache, Cache):
+            raise WrongTypeError(f"cache is of {type(cache).__name__}: allowed is the DynamicCache that the model filled")
+        if isinstance(known, bool) or not isinstance(known, int):
+            raise WrongTypeError(f"known {known!r}: allowed is a whole number of tokens")
+        if not 0 <= known <= len(tokens):
+            raise OutOfRangeError(f"known {known}: allowed is 0 to {len(tokens)}, as many tokens as there are")
         prefix = self._prefix(tokens)
         size = self.layout.tokens
         begin, end = known // size, min(len(prefix), int(cache.get_seq_length()) // size)

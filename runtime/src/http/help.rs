@@ -158,6 +158,7 @@ pub const HELP: &[(&str, &str)] = &[
         "kvhive_node_guest_bytes",
         "Bytes of blocks of other nodes' slots that are kept for clients near this one",
     ),
+    ("kvhive_node_guest_came_total", "Blocks that were fetched from replicas for clients near this node"),
     (
         "kvhive_node_guest_failures_total",
         "Times that a replica did not send in time what it was asked for, for clients near this node",

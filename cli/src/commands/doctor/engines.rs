@@ -45,13 +45,14 @@ impl Interpreter {
     pub(super) fn look(&self) -> Vec<Finding> {
         let what = self.program.display().to_string();
         match &self.said {
-            Ok(said) => judge(&what, said),
+            Ok(said) => judge(&what, said, self.is_named),
             Err(error) if error.kind() == io::ErrorKind::NotFound && !self.is_named => {
                 vec![Finding::holds(ENGINE, what, "there is none: no engine in Python here")]
             }
             Err(error) => {
                 let advice = "name the interpreter of the engines by --python";
-                vec![Finding::warns(ENGINE, what, error.to_string(), advice)]
+                let tell = if self.is_named { Finding::fails } else { Finding::warns };
+                vec![tell(ENGINE, what, error.to_string(), advice)]
             }
         }
     }
@@ -80,7 +81,8 @@ fn ask(program: &Path) -> io::Result<Value> {
     })
 }
 
-fn judge(what: &str, said: &Value) -> Vec<Finding> {
+/// Tells what it has. Whoever named it has engines there, of whatever kind: then the package is missed.
+fn judge(what: &str, said: &Value, is_named: bool) -> Vec<Finding> {
     let version = |name: &str| said[name].as_str();
     let engines = ["vllm", "sglang", "lmcache", "torch", "transformers", "numpy"];
     let found = engines.into_iter().filter_map(|name| Some(format!("{name} {}", version(name)?)));
@@ -97,7 +99,7 @@ fn judge(what: &str, said: &Value) -> Vec<Finding> {
             format!("{wheel}, this program is {own}"),
             "install the wheel of the cluster's version: pip install --upgrade",
         ),
-        None if is_served => Finding::warns(
+        None if is_served || is_named => Finding::warns(
             ENGINE,
             "package kvhive",
             "not installed",
@@ -134,17 +136,19 @@ mod tests {
 
     #[test]
     fn an_engine_without_the_package_or_with_another_version_is_told_so() {
-        let states =
-            |said: Value| -> Vec<State> { judge("python3", &said).iter().map(|one| one.state).collect() };
+        let states = |said: Value| -> Vec<State> {
+            judge("python3", &said, false).iter().map(|one| one.state).collect()
+        };
         let own = env!("CARGO_PKG_VERSION");
         assert_eq!(states(json!({"python": "3.12.1", "vllm": "0.32.0"})), [State::Holds, State::Warns]);
         assert_eq!(states(json!({"vllm": "0.32.0", "kvhive": own})), [State::Holds, State::Holds]);
         assert_eq!(states(json!({"kvhive": "0.0.1"})), [State::Holds, State::Warns]);
         assert_eq!(states(json!({"numpy": "2.0.0"})), [State::Holds, State::Holds]);
         assert_eq!(
-            judge("p", &json!({"python": "3.12.1", "torch": "2.13"}))[0].found,
+            judge("p", &json!({"python": "3.12.1", "torch": "2.13"}), false)[0].found,
             "Python 3.12.1, torch 2.13"
         );
+        assert_eq!(judge("p", &json!({"numpy": "2.0.0"}), true)[1].state, State::Warns, "it was named");
     }
 
     #[test]
@@ -152,7 +156,7 @@ mod tests {
         let own = env!("CARGO_PKG_VERSION");
         let said = json!({"vllm": "0.33.1", "sglang": "0.5.23", "kvhive": own, "adapters": {"vllm": "no", "sglang": null}});
         let told: Vec<_> =
-            judge("python3", &said).into_iter().map(|one| (one.state, one.found)).skip(2).collect();
+            judge("python3", &said, false).into_iter().map(|one| (one.state, one.found)).skip(2).collect();
         let expected = [(State::Warns, "no".to_owned()), (State::Holds, "works with 0.5.23".to_owned())];
         assert_eq!(told, expected);
     }
@@ -161,7 +165,7 @@ mod tests {
     fn an_interpreter_that_was_named_must_answer() {
         for program in ["/nowhere/python3", "/bin/true", "/bin/echo"] {
             let findings = Interpreter::ask(Some(Path::new(program))).look();
-            assert_eq!((findings.len(), findings[0].state), (1, State::Warns), "{program}");
+            assert_eq!((findings.len(), findings[0].state), (1, State::Fails), "{program}");
         }
     }
 }

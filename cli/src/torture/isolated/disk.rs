@@ -80,8 +80,9 @@ impl Disk {
 
     /// Gives the room back.
     pub(in super::super) fn free(&self) {
-        // Gone only where the file system was mounted anew without it.
+        // Gone only where the file system was mounted anew without it. Synced, so that no power cut brings it back.
         let _ = std::fs::remove_file(self.place.join(FILLER));
+        let _ = std::fs::File::open(&self.place).and_then(|folder| folder.sync_all());
     }
 
     /// Cuts its power. Whoever uses it gets errors from now on.

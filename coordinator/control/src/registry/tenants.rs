@@ -3,7 +3,8 @@
 use super::{Outcome, Registry, next_id};
 use crate::{again, tenant_rules, validate};
 use kvhive_protocol::control::{CommandReply, MAX_TENANTS};
-use kvhive_protocol::{RulesChange, Tenant, TenantId, TenantRules, WireError};
+use kvhive_protocol::{Change, RulesChange, Tenant, TenantId, TenantRules, WireError};
+use std::sync::Arc;
 
 impl Registry {
     pub(super) fn create_tenant(&mut self, name: String, secret: [u8; 32], rules: TenantRules) -> Outcome {
@@ -52,6 +53,7 @@ impl Registry {
         tenant_rules::check_deletion(map, id, self.engines.all().values())?;
         let map = self.change_without_pins_of(id);
         let (gone, epoch) = (map.tenants.remove(&id), map.epoch);
+        Arc::make_mut(&mut map.weights).remove(&id);
         if let Some(tenant) = gone {
             self.index.tenants.remove(&tenant.name);
             self.index.bytes -= validate::tenant_bytes(&tenant);
@@ -59,16 +61,26 @@ impl Registry {
         Ok(CommandReply::TenantDeleted { epoch })
     }
 
-    pub(super) fn set_tenant_rules(&mut self, id: TenantId, change: &RulesChange) -> Outcome {
+    pub(super) fn rule_tenant(&mut self, id: TenantId, change: &RulesChange, weight: Change<u16>) -> Outcome {
         let map = self.map.as_ref().expect("execute has checked that there is a map");
         let tenant = map.tenants.get(&id).ok_or(WireError::UnknownTenant { tenant: id })?;
         let changed = Tenant { rules: change.apply(tenant.rules), ..tenant.clone() };
-        if changed == *tenant {
+        let before = map.weight(id);
+        let weighs = tenant_rules::weighs(&changed.rules, before, weight)?;
+        if changed == *tenant && weighs == before {
             return Ok(self.unchanged());
         }
         tenant_rules::check_change(map, id, change)?;
         self.index.take(validate::tenant_bytes(&changed), validate::tenant_bytes(tenant))?;
-        self.change().tenants.insert(id, changed);
+        let map = self.change();
+        map.tenants.insert(id, changed);
+        if weighs != before {
+            let weights = Arc::make_mut(&mut map.weights);
+            match weighs {
+                1 => weights.remove(&id),
+                weighs => weights.insert(id, weighs),
+            };
+        }
         Ok(self.unchanged())
     }
 }

@@ -44,6 +44,8 @@ pub enum Why {
     },
     /// Everything has failed and rests.
     AllRest,
+    /// Its target fetches it so.
+    Fetched,
 }
 
 /// Why a way is not taken.
@@ -81,6 +83,7 @@ impl Reason {
             (None, Why::Measures) => "measures",
             (None, Why::Tries { .. }) => "tries-again",
             (None, Why::AllRest) => "all-rest",
+            (None, Why::Fetched) => "fetched",
         }
     }
 }
@@ -112,6 +115,7 @@ impl fmt::Display for Why {
             Why::Measures => f.write_str("its last measurement is old"),
             Why::Tries { failures } => write!(f, "tried again after {failures} failures"),
             Why::AllRest => f.write_str("everything has failed and rests"),
+            Why::Fetched => f.write_str("the other end fetches it so"),
         }
     }
 }

@@ -7,11 +7,12 @@ mod hand;
 mod state;
 
 use super::tcp::Tcp;
-use super::{Parcel, is_of_the_way};
+use super::{NCCL_LIMIT, Parcel, Transport, is_of_the_way};
 use crate::config::NcclConfig;
 use crate::data::OnGpu;
 use crate::guards::WriteGuard;
 use crate::view::{Serving, View};
+use futures_util::future::BoxFuture;
 use hand::Hand;
 use kvhive_client::Pool;
 use kvhive_links::pairs::Why;
@@ -114,7 +115,7 @@ impl Nccl {
 
     /// Has blocks that are on a GPU get to those of all parcels at once, by `deadline`; returns what becomes of them at each. Those that were not
     /// carried are to go another way. The target may have them all the same.
-    pub(super) async fn carry(
+    pub(super) async fn carry_to_all(
         &self,
         parcels: &[Parcel<'_>],
         blocks: Vec<Arc<OnGpu>>,
@@ -161,6 +162,17 @@ impl Nccl {
     /// Tells of all pairs.
     pub(super) fn report(&self) -> Vec<PairsReport> {
         self.hands.iter().flatten().filter_map(|hand| hand.report()).collect()
+    }
+}
+
+impl Transport for Nccl {
+    fn carry<'a>(&'a self, parcel: &'a Parcel<'a>) -> BoxFuture<'a, Result<DataReply, NotCarried>> {
+        Box::pin(async move {
+            let deadline = parcel.deadline.min(Instant::now() + NCCL_LIMIT);
+            let blocks = parcel.on_gpu.to_vec();
+            let mut answers = self.carry_to_all(std::slice::from_ref(parcel), blocks, deadline).await;
+            answers.pop().unwrap_or(Err(NotCarried::Pair(Why::NoWorker)))
+        })
     }
 }
 

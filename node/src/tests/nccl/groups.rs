@@ -54,7 +54,7 @@ async fn copies_for_two_replicas_go_to_both_at_once_when_all_have_joined() {
 }
 
 /// Says whether all that a node has begun to make has come to something, or to nothing.
-fn has_made_up_its_mind(node: &NodeHandle) -> bool {
+pub(super) fn has_made_up_its_mind(node: &NodeHandle) -> bool {
     use PairState::{Aborting, Joining, Offered};
     let reports = node.plane.replicator.links.pairs();
     let pairs = reports.iter().flat_map(|gpu| gpu.pairs.iter().map(|pair| pair.state));
