@@ -312,7 +312,12 @@ mod tests {
         let two = learn(&mut scaler, 10..12);
         assert!(!two.is_empty());
         for one in &two {
-            assert!(!one.is_bounded() && !one.is_scored(), "two of them were seen: {one:?}");
+            assert!(!one.is_bounded(), "two stretches were seen: {one:?}");
+            assert_eq!(
+                one.is_scored(),
+                one.ahead_s == 300 && one.figure != "reuse",
+                "one forecast has come: {one:?}"
+            );
         }
         let more = learn(&mut scaler, 12..60);
         for one in more.iter().filter(|one| one.ahead_s <= 3600) {
