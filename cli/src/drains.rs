@@ -253,7 +253,8 @@ impl CameTo {
     pub(crate) fn told(&self) -> String {
         let there = match self.there_blocks {
             0 => String::new(),
-            there => format!(", {there} were there already"),
+            1 => ", 1 copy was there already".to_owned(),
+            there => format!(", {there} copies were there already"),
         };
         let lost = match self.lost_blocks {
             0 => "lost: 0".to_owned(),

@@ -99,6 +99,11 @@ impl Latencies {
         self.0.add(&other.0).expect("all records have the same bounds");
     }
 
+    /// Says whether there were no calls.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Returns the latency that this share of calls stayed within, in nanoseconds; 0 when there were none.
     pub(crate) fn quantile(&self, share: f64) -> u64 {
         if self.0.is_empty() { 0 } else { self.0.value_at_quantile(share) }

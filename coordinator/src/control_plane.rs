@@ -380,7 +380,7 @@ mod tests {
     ];
 
     /// Who may have what changed, beside coordinators.
-    const CHANGES: [(&str, &[Role]); 29] = [
+    const CHANGES: [(&str, &[Role]); 30] = [
         ("balance", &[]),
         ("bootstrap", &[]),
         ("clear-tenant", &[Role::Client]),
@@ -410,6 +410,7 @@ mod tests {
         ("set-pin", &[Role::Client]),
         ("set-scaling", &[Role::Client]),
         ("set-tenant-rules", &[Role::Client]),
+        ("weigh-tenant", &[Role::Client]),
     ];
 
     #[test]

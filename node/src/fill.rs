@@ -34,7 +34,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 const RETRY: Duration = Duration::from_millis(500);
 /// The wait before blocks are offered once more that were given no room and would be lost: there may have been none for a moment.
 const OFFER_AGAIN: Duration = Duration::from_millis(10);
-/// The wait before blocks are offered again that whoever gets them takes another time, at first and at most: mostly a heartbeat has yet to bring it
+/// The wait before blocks are offered again that whoever gets them takes a little later, at first and at most: mostly a heartbeat has yet to bring it
 /// the map that they are given by.
 const TAKEN_LATER: Duration = Duration::from_millis(20);
 const MAX_TAKEN_LATER: Duration = Duration::from_millis(160);
@@ -267,7 +267,7 @@ impl Filler {
     }
 
     /// Offers blocks to the target and notes what became of each. Those that it gives no room and that nobody else holds are offered
-    /// once more. What it takes another time is left in `items`.
+    /// once more. What it takes a little later is left in `items`.
     async fn offer(&self, gift: &mut Gift<'_>, origin: &Origin, items: &mut Vec<Item>) -> Result<(), Fault> {
         let round = gift.round;
         let mut later = Vec::new();
@@ -283,11 +283,13 @@ impl Filler {
             add(&self.counters.moved_blocks, moved as u64);
             let mut declined = Vec::new();
             for (item, verdict) in items.drain(..).zip(verdicts) {
-                gift.blocks += u64::from(verdict != Verdict::Missing);
+                gift.blocks += u64::from(!matches!(verdict, Verdict::Later | Verdict::Missing));
                 match verdict {
                     Verdict::Moved => self.note(round, &item, Fate::Moved),
                     Verdict::There => self.note(round, &item, Fate::There),
-                    Verdict::Missing => later.push(item),
+                    Verdict::Later => later.push(item),
+                    // Sent again at once, it would fare no better.
+                    Verdict::Missing => gift.is_short = true,
                     Verdict::Declined => declined.push(item),
                 }
             }
@@ -354,11 +356,28 @@ impl Filler {
         Ok(gift.serving.insert(before.unwrap_or(newest)).clone())
     }
 
-    /// Copies blocks as soon as they may pass.
+    /// Copies blocks as soon as they may pass, and tells the device which of them were given no room.
     async fn hand_over(
         &self,
         gift: &mut Gift<'_>,
         device: &Device,
+        kind: (TenantId, LayoutFingerprint),
+        items: Vec<Item>,
+    ) -> Result<(), Pass> {
+        let given = self.until_taken(gift, kind, items).await;
+        // Also where others did not get there: their fate has been noted.
+        if !gift.unplaced.is_empty() {
+            let blocks = std::mem::take(&mut gift.unplaced);
+            let tell = |reply| DeviceMessage::Settle(Settle::Unplaced { blocks, reply });
+            device.ask(LIMIT, tell).await.map_err(|_| Pass::Partial)?;
+        }
+        given
+    }
+
+    /// Offers blocks until all are taken or it is known of each that it is not.
+    async fn until_taken(
+        &self,
+        gift: &mut Gift<'_>,
         (tenant, fingerprint): (TenantId, LayoutFingerprint),
         mut items: Vec<Item>,
     ) -> Result<(), Pass> {
@@ -401,10 +420,9 @@ impl Filler {
             pause = (pause * 2).min(MAX_TAKEN_LATER);
             serving = self.given_by(gift, tenant)?;
         }
-        if !gift.unplaced.is_empty() {
-            let blocks = std::mem::take(&mut gift.unplaced);
-            let tell = |reply| DeviceMessage::Settle(Settle::Unplaced { blocks, reply });
-            device.ask(LIMIT, tell).await.map_err(|_| Pass::Partial)?;
+        if gift.is_short {
+            count(&self.counters.move_failures);
+            return Err(Pass::Partial);
         }
         Ok(())
     }
@@ -426,6 +444,8 @@ struct Gift<'a> {
     round: &'a Round,
     /// The map that blocks were given by last.
     serving: Option<Serving>,
+    /// Some did not get there that may yet, by another pass.
+    is_short: bool,
     /// Pinned blocks that were given no room.
     waiting: u64,
     /// Blocks that were given no room and that nobody else holds who stays, and whom it empties.
@@ -440,7 +460,16 @@ struct Gift<'a> {
 
 impl<'a> Gift<'a> {
     fn of(round: &'a Round) -> Gift<'a> {
-        Gift { round, serving: None, waiting: 0, unplaced: Vec::new(), pinned: None, blocks: 0, late: 0 }
+        Gift {
+            round,
+            serving: None,
+            is_short: false,
+            waiting: 0,
+            unplaced: Vec::new(),
+            pinned: None,
+            blocks: 0,
+            late: 0,
+        }
     }
 
     /// Says whether a pin of the map names the block.

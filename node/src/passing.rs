@@ -39,6 +39,11 @@ impl Passing {
         (free > 0).then(|| Passing { memory: memory.clone(), frames, returns: Returns::default() })
     }
 
+    /// Returns how many there are: whoever has as many takes no more at once.
+    pub(crate) fn all(&self) -> usize {
+        self.memory.passing_frames() as usize
+    }
+
     /// Takes a frame for each block; none where not all of them have one.
     pub(crate) fn take(&self, headers: &[BlockHeader]) -> Option<Vec<WriteGuard>> {
         let mut frames = self.frames.lock().unwrap_or_else(PoisonError::into_inner);

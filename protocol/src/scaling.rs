@@ -280,9 +280,10 @@ pub struct ForecastReport {
     pub low_milli: u64,
     /// Nor more; [`ForecastReport::UNBOUNDED`] while too little has come of what was foreseen for an interval.
     pub high_milli: u64,
-    /// Mean error of such forecasts by that of the value a season before: below a million is better. 0, as the next, before any was scored.
+    /// Mean error of such forecasts by that of the value a season before: below a million is better. 0 while there is nothing to compare with; see
+    /// [`ForecastReport::mase`].
     pub mase_ppm: u32,
-    /// Share of such intervals that held.
+    /// Share of such intervals that held. 0 before any has come to its time; see [`ForecastReport::coverage`].
     pub coverage_ppm: u32,
     /// After how many seconds the figure is taken to come back; 0 if it is not.
     pub season_s: u32,
@@ -297,9 +298,28 @@ impl ForecastReport {
         self.high_milli != Self::UNBOUNDED
     }
 
-    /// Says whether forecasts like it were compared with what came.
-    pub fn is_scored(&self) -> bool {
-        self.mase_ppm > 0 || self.coverage_ppm > 0
+    /// What stands for a share of 0 that was found: a build of before shows as much, which is next to nothing.
+    const NONE_OF_IT: u32 = 1;
+
+    /// Returns how a share in millionths is told that may not be known.
+    pub fn figure_of(ppm: Option<u32>) -> u32 {
+        ppm.map_or(0, |ppm| ppm.max(Self::NONE_OF_IT))
+    }
+
+    fn share(told: u32) -> f64 {
+        if told == Self::NONE_OF_IT { 0.0 } else { f64::from(told) / 1e6 }
+    }
+
+    /// Returns the mean error of such forecasts by that of the value a season before; none where nothing has come, or nothing was off a season
+    /// before.
+    pub fn mase(&self) -> Option<f64> {
+        (self.mase_ppm > 0).then(|| Self::share(self.mase_ppm))
+    }
+
+    /// Returns the share of such intervals that held; none before any has come to its time.
+    pub fn coverage(&self) -> Option<f64> {
+        // A leader of before says 0 of both or of neither.
+        (self.mase_ppm > 0 || self.coverage_ppm > 0).then(|| Self::share(self.coverage_ppm))
     }
 }
 
@@ -322,6 +342,28 @@ pub fn reuse_range(bucket: usize) -> (f64, f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_share_of_nothing_is_told_apart_from_one_that_nobody_knows() {
+        let told = |mase: Option<u32>, coverage: Option<u32>| ForecastReport {
+            figure: "rate".to_owned(),
+            ahead_s: 300,
+            value_milli: 0,
+            low_milli: 0,
+            high_milli: 0,
+            mase_ppm: ForecastReport::figure_of(mase),
+            coverage_ppm: ForecastReport::figure_of(coverage),
+            season_s: 0,
+        };
+        for (mase, coverage) in [(None, None), (None, Some(0)), (None, Some(900_000)), (Some(0), Some(0))] {
+            let one = told(mase, coverage);
+            let shares = [mase, coverage].map(|ppm| ppm.map(|ppm| f64::from(ppm) / 1e6));
+            assert_eq!([one.mase(), one.coverage()], shares, "{one:?}");
+        }
+        // As one of before tells it: it has compared, and no interval held.
+        let before = ForecastReport { mase_ppm: 700_000, coverage_ppm: 0, ..told(None, None) };
+        assert_eq!((before.mase(), before.coverage()), (Some(0.7), Some(0.0)));
+    }
 
     #[test]
     fn a_distance_is_within_its_bucket() {

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypedDict, Union, Unpack
 
@@ -70,14 +72,32 @@ class Options(TypedDict, total=False):
     """The name of a node that is asked first for what its devices hold as replicas, as the one inside this process. As usual none is."""
 
 
-_KINDS: tuple[tuple[str, type | tuple[type, ...], str], ...] = (
-    ("connect_timeout", (int, float), "a number of seconds"),
-    ("request_timeout", (int, float), "a number of seconds"),
-    ("hold", (int, float), "a number of seconds"),
-    ("connections_per_member", int, "a whole number"),
-    ("raw_reads", bool, "True or False"),
-    ("gpu_stages", bool, "True or False"),
-    ("near", (str, type(None)), "the name of a node, or None"),
+def whole(value: Any) -> int | None:
+    """Returns a whole number, of Python's type or another library's; None for anything else, and for True and False."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def _is_seconds(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_bool(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+_KINDS: tuple[tuple[str, Callable[[object], bool], str], ...] = (
+    ("connect_timeout", _is_seconds, "a number of seconds"),
+    ("request_timeout", _is_seconds, "a number of seconds"),
+    ("hold", _is_seconds, "a number of seconds"),
+    ("connections_per_member", lambda value: whole(value) is not None, "a whole number"),
+    ("raw_reads", _is_bool, "True or False"),
+    ("gpu_stages", _is_bool, "True or False"),
+    ("near", lambda value: value is None or isinstance(value, str), "the name of a node, or None"),
 )
 _MOST_CONNECTIONS = 1024
 
@@ -96,9 +116,9 @@ def connect(
             addresses.split(address)
         except ValueError:
             raise MisuseError(f"coordinator {address!r}: allowed is host:port, as in 10.0.0.1:7801") from None
-    for option, kind, allowed in _KINDS:
+    for option, is_allowed, allowed in _KINDS:
         given = options.get(option)
-        if option in options and not (isinstance(given, kind) and isinstance(given, bool) == (kind is bool)):
+        if option in options and not is_allowed(given):
             raise WrongTypeError(f"{option} {given!r}: allowed is {allowed}")
     connections = options.get("connections_per_member", 4)
     if not 1 <= connections <= _MOST_CONNECTIONS:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import operator
 import os
 import secrets
 import weakref
@@ -13,7 +12,7 @@ from typing import Any, Literal, Self, Unpack
 
 from kvhive import addresses
 from kvhive._native import Node
-from kvhive.access import Options, StrPath, Tls, secret
+from kvhive.access import Options, StrPath, Tls, secret, whole
 from kvhive.aio import AsyncClient
 from kvhive.client import Client, Codec
 from kvhive.errors import ClosedError, NodeSetupError, WrongTypeError
@@ -210,9 +209,9 @@ class EmbeddedNode:
 
 def _whole(field: str, value: object, least: int, most: int) -> int:
     """Refuses what is no whole number, or none that is allowed."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    number = whole(value)
+    if number is None:
         raise WrongTypeError(f"{field} {value!r}: allowed is a whole number from {least} to {most}")
-    number = operator.index(value)
     if not least <= number <= most:
         raise NodeSetupError(f"{field} {number}: allowed is a whole number from {least} to {most}")
     return number

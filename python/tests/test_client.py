@@ -287,10 +287,21 @@ def test_options_that_are_not_allowed_are_named(node: kvhive.EmbeddedNode) -> No
         ({"raw_reads": "yes"}, "raw_reads 'yes': allowed is True or False"),
         ({"connections_per_member": 0}, "connections_per_member 0: allowed is a whole number from 1"),
         ({"connections_per_member": 1.5}, "connections_per_member 1.5: allowed is a whole number"),
+        ({"connections_per_member": True}, "connections_per_member True: allowed is a whole number"),
+        ({"connections_per_member": np.array([1, 2])}, "allowed is a whole number"),
+        ({"hold": np.bool_(True)}, "allowed is a number of seconds"),
     ]
     for options, why in wrong:
         with pytest.raises(kvhive.MisuseError, match=why):
             kvhive.Client(node.coordinators, node.token, **options)
+
+
+def test_numbers_of_other_libraries_are_numbers(node: kvhive.EmbeddedNode) -> None:
+    options: dict[str, Any] = {"connections_per_member": np.int64(2), "hold": np.float32(2), "request_timeout": np.uint8(5)}
+    with node.client(**options) as client:
+        assert client.match(client.namespace("numbers", LAYOUT).keys(range(16))).covered == 0
+    with pytest.raises(kvhive.OutOfRangeError, match="connections_per_member 0"):
+        node.client(connections_per_member=np.int8(0))  # type: ignore[arg-type]
 
 
 def test_threads_share_a_client(client: kvhive.Client, blocks: kvhive.Namespace) -> None:

@@ -38,6 +38,21 @@ def test_an_engine_finds_what_another_has_computed(member: KVCacheConfig) -> Non
     assert again["cache_hit"] and again["result"] == first["result"]
 
 
+def test_a_copy_that_cannot_be_read_adds_nothing_and_takes_nothing_away(member: KVCacheConfig, tmp_path: Path) -> None:
+    # What an engine of a cluster holds itself may be nothing: the copy is of one that is alone.
+    with UltraAdaptiveKVCacheEngine(small_engine(use_compression=False)) as alone:
+        ask(alone, STORY)
+        alone.persist(tmp_path)
+    with UltraAdaptiveKVCacheEngine(member) as engine:
+        ask(engine, STORY)
+        engine.flush()
+        (segment,) = tmp_path.glob("*/blocks/*.seg")
+        segment.unlink()
+        with pytest.raises(IOError, match="5 blocks are damaged or missing, and no other is of use"):
+            engine.load(tmp_path)
+        assert engine.covered(STORY) == 5
+
+
 def test_blocks_that_the_clusters_frames_do_not_hold_are_warned_of(member: KVCacheConfig) -> None:
     large = replace(member, head_dim=member.head_dim * 32)
     said = f"blocks of {large.block_bytes} bytes are not stored on devices whose largest frame has 65536"

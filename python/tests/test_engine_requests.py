@@ -223,16 +223,64 @@ def test_a_load_that_fails_leaves_the_engine_as_it_was(tmp_path: Path) -> None:
         (segment,) = (copy / "blocks").glob("*.seg")
         for file in (copy / "cluster.backup", copy / "blocks" / "manifest.json", segment):
             whole = file.read_bytes()
-            for damaged in (b"", None) if file == segment else (b"", whole[: len(whole) // 2], b"\x55" + whole[1:], None):
+            # Half of a segment has half of its blocks, which are loaded: of this one not even the first head is whole.
+            half = whole[:64] if file == segment else whole[: len(whole) // 2]
+            for damaged in (b"", half, b"\x55" + whole[1:], None):
                 if damaged is None:
                     file.unlink()
                 else:
                     file.write_bytes(damaged)
-                with pytest.raises(IOError, match=file.name if damaged is None or file == segment else "cannot load|damaged"):
+                said = file.name if damaged is None and file != segment else "cannot load from"
+                with pytest.raises(IOError, match="5 blocks are damaged or missing" if file == segment else said):
                     engine.load(tmp_path)
                 assert engine.covered(STORY) == 5, (file.name, damaged)
             file.write_bytes(whole)
         assert engine.load(tmp_path) and engine.covered(STORY) == 5
+
+
+def blocks_of(engine: UltraAdaptiveKVCacheEngine) -> int:
+    return sum(int(one["blocks"]) for one in engine.get_stats()["node"]["codecs"])
+
+
+def test_of_a_copy_that_is_damaged_in_part_the_rest_is_loaded(tmp_path: Path) -> None:
+    said = f"^[1-4] blocks in {tmp_path} are damaged or missing: the rest"
+    with UltraAdaptiveKVCacheEngine(small_engine()) as engine:
+        ask(engine, STORY)
+        engine.persist(tmp_path)
+        (segment,) = tmp_path.glob("*/blocks/*.seg")
+        whole = segment.read_bytes()
+        segment.write_bytes(whole[: len(whole) // 2])
+        with pytest.warns(RuntimeWarning, match=said) as warned:
+            assert engine.load(tmp_path)
+        (one,) = warned
+        assert one.filename == __file__ and blocks_of(engine) == 5 - int(str(one.message).split()[0])
+    config = small_engine(enable_persistence=True, persistence_path=tmp_path)
+    segment.unlink()
+    with pytest.warns(RuntimeWarning, match="begins empty: .*: 5 blocks"):
+        engine = UltraAdaptiveKVCacheEngine(config)
+    # Bytes of the first block: they are read only when it is taken in.
+    segment.write_bytes(whole[:200] + bytes([whole[200] ^ 1]) + whole[201:])
+    with engine, pytest.warns(RuntimeWarning, match=said) as warned, UltraAdaptiveKVCacheEngine(config) as another:
+        (one,) = warned
+        assert blocks_of(engine) == 0 and blocks_of(another) == 5 - int(str(one.message).split()[0])
+
+
+def test_a_copy_whose_bytes_are_all_damaged_is_told_of(tmp_path: Path) -> None:
+    # One block.
+    prompt = STORY[:17]
+    with UltraAdaptiveKVCacheEngine(small_engine()) as engine:
+        before = ask(engine, prompt)
+        engine.persist(tmp_path)
+        (segment,) = tmp_path.glob("*/blocks/*.seg")
+        whole = segment.read_bytes()
+        segment.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(IOError, match="1 blocks are damaged or missing, and no other"):
+            engine.load(tmp_path)
+        # What it had is gone, and it goes on.
+        assert engine.covered(prompt) == 0
+        after = ask(engine, prompt)
+        engine.flush()
+        assert after["result"] == before["result"] and engine.covered(prompt) == 1
 
 
 def test_an_engine_that_persists_begins_with_what_the_last_one_had(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import kvhive
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -54,7 +55,7 @@ def test_a_restored_cache_says_the_same(store: CacheStore) -> None:
     assert answer(model_of(), PROMPT, damaged)[0] != cold, "what is restored is what is attended to"
     # What was said is the beginning of the next turn.
     turn = PROMPT + cold
-    assert store.save(turn, cache, known=restored.tokens).acknowledged == 1
+    assert store.save(turn, cache, known=np.int64(restored.tokens)).acknowledged == 1
     assert store.restore(turn + [1]).tokens == 160
 
 
@@ -114,6 +115,10 @@ def test_what_it_cannot_keep_is_refused(store: CacheStore) -> None:
     wrong: Any = None
     with pytest.raises(kvhive.WrongTypeError, match="cache is of NoneType"):
         store.save(PROMPT, wrong)
+    for odd in (True, 1.5, None):
+        unfit: Any = odd
+        with pytest.raises(kvhive.WrongTypeError, match=f"known {odd}: allowed is a whole number"):
+            store.save(PROMPT, transformers.DynamicCache(config=deeper.config), known=unfit)
     for known in (-1, len(PROMPT) + 1):
         with pytest.raises(kvhive.OutOfRangeError, match=f"known {known}: allowed is 0 to {len(PROMPT)}"):
             store.save(PROMPT, transformers.DynamicCache(config=deeper.config), known=known)

@@ -222,17 +222,15 @@ impl<A: Actor> Context<'_, A> {
     }
 
     /// Handles a message every `period`, past the mailbox's bound, until this actor ends; one made after a panic begins
-    /// its own. A time that was missed, as the thread was held up, is not made up for: half a period passes between two of them at
-    /// least, so that what has come meanwhile is looked at first.
+    /// its own. A time that was missed, as the thread was held up for longer than a period, is not made up for.
     pub fn run_interval(&mut self, period: Duration, mut message: impl FnMut() -> A::Message + 'static) {
-        let mut ended: Option<Instant> = None;
+        let mut due = Instant::now();
         let handle = self.inner.run_interval(period, move |host, ctx| {
-            // actix makes up for all of them at once.
-            if ended.is_some_and(|ended| ended.elapsed() < period / 2) {
-                return;
+            // actix makes up for all of them at once, each in its turn.
+            due += period;
+            if due.elapsed() < period {
+                host.guard(ctx, |actor, context| actor.handle(message(), context));
             }
-            host.guard(ctx, |actor, context| actor.handle(message(), context));
-            ended = Some(Instant::now());
         });
         self.intervals.push(handle);
     }

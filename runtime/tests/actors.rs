@@ -131,9 +131,9 @@ fn times_that_were_missed_are_not_made_up_for() {
         std::thread::yield_now();
         after = ticks();
     }
-    // One that was due, and those since: half a period apart at least, however slow this machine is.
+    // The last that was due, and those before and since, however slow this machine is.
     let free = until_held + released.elapsed();
-    let most = 2 + free.as_millis() / (period.as_millis() / 2);
+    let most = 3 + free.as_millis() / period.as_millis();
     assert!(u128::from(after - before) <= most, "{} ticks where {most} are allowed", after - before);
     runtime.shutdown(PATIENCE);
 }

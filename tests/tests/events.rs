@@ -83,4 +83,11 @@ fn who_follows_while_the_leader_is_killed_misses_nothing_and_hears_nothing_twice
     let text = String::from_utf8(text).expect("it is text");
     assert!(text.lines().count() == 1 && text.contains("node-2  no heartbeat for "), "{text}");
     assert!(kvhive_tests::run(&["events", "--kind", "nothing", "--dir", cluster.dir()]).is_err());
+    let later =
+        kvhive_tests::run(&["events", "--after", "99999", "--dir", cluster.dir()]).expect("an answer");
+    let told = String::from_utf8_lossy(&later.stderr);
+    assert!(
+        later.stdout.is_empty() && told.contains("nothing has happened after 99999: the newest event"),
+        "{told}"
+    );
 }

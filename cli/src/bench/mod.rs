@@ -157,7 +157,7 @@ pub(crate) struct Row {
     runs: u32,
     /// What the ratio is to be, where that was set.
     #[serde(skip_serializing_if = "Option::is_none")]
-    bar: Option<Bar>,
+    bar: Option<Judged>,
 }
 
 /// What a ratio is to be.
@@ -168,20 +168,32 @@ pub(crate) enum Bar {
     AtMost(f64),
 }
 
+/// A bar, and whether it is met.
+#[derive(Serialize, Clone, Copy, Debug)]
+struct Judged {
+    #[serde(flatten)]
+    bar: Bar,
+    met: bool,
+}
+
 impl Bar {
-    fn is_met(self, ratio: f64) -> bool {
-        match self {
+    /// Judges a ratio; where there is none, the bar is missed.
+    fn judge(self, ratio: f64) -> Judged {
+        let met = match self {
             Bar::AtLeast(least) => ratio >= least,
             Bar::AtMost(most) => ratio <= most,
-        }
+        };
+        Judged { bar: self, met }
     }
+}
 
-    fn shown(self, ratio: f64) -> String {
-        let (word, bound) = match self {
+impl std::fmt::Display for Judged {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (word, bound) = match self.bar {
             Bar::AtLeast(least) => ("at least", least),
             Bar::AtMost(most) => ("at most", most),
         };
-        format!("{word} {bound:.2}: {}", if self.is_met(ratio) { "met" } else { "missed" })
+        write!(f, "{word} {bound:.2}: {}", if self.met { "met" } else { "missed" })
     }
 }
 
@@ -212,7 +224,7 @@ impl Row {
 
     /// Says what its ratio is to be.
     pub(crate) fn with_bar(self, bar: Bar) -> Row {
-        Row { bar: Some(bar), ..self }
+        Row { bar: Some(bar.judge(self.ratio)), ..self }
     }
 
     /// Makes a row whose p50 and p99 are those of single calls rather than of runs.
@@ -274,7 +286,7 @@ impl Bench {
         let columns = ["CASE", "OURS", "BASELINE", "UNIT", "RATIO", "P50", "P99", "BASELINE IS"];
         let mut table = report::table(&columns.into_iter().chain(bar).collect::<Vec<_>>());
         for row in &report.rows {
-            let bar = row.bar.map(|bar| bar.shown(row.ratio)).unwrap_or_default();
+            let bar = row.bar.map(|bar| bar.to_string()).unwrap_or_default();
             let fields = [
                 row.case.clone(),
                 show(row.ours),
@@ -355,7 +367,7 @@ mod tests {
         );
         assert_eq!(row.ratio, 0.5);
         let json = serde_json::to_value(row.with_bar(Bar::AtMost(2.0))).expect("plain numbers");
-        assert_eq!(json["bar"], serde_json::json!({"at_most": 2.0}));
+        assert_eq!(json["bar"], serde_json::json!({"at_most": 2.0, "met": true}));
     }
 
     #[test]
@@ -367,7 +379,7 @@ mod tests {
             (Bar::AtMost(2.0), 2.01, "at most 2.00: missed"),
             (Bar::AtMost(2.0), f64::NAN, "at most 2.00: missed"),
         ] {
-            assert_eq!(bar.shown(ratio), says);
+            assert_eq!(bar.judge(ratio).to_string(), says);
         }
     }
 }

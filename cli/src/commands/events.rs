@@ -57,6 +57,14 @@ impl Events {
         };
         loop {
             let page: Value = admin.get(&format!("/v1/events?after={after}&limit={PAGE}{kind}"))?;
+            if let (Some(asked), Some(newest)) = (self.after, page["newest"].as_u64())
+                && asked > newest
+            {
+                // Which may be behind others by a moment.
+                eprintln!(
+                    "nothing has happened after {asked}: the newest event of the coordinator that answers is {newest}"
+                );
+            }
             if page["lost"] == true && after > 0 {
                 self.tell_gap(after, page["oldest"].as_u64().unwrap_or(0));
             }

@@ -380,7 +380,7 @@ fn words(slots: u64, sum: &CameTo) -> String {
         sum.lost_blocks()
     );
     for (count, what) in [
-        (given.there_blocks, "were there already"),
+        (given.there_blocks, "copies were there already"),
         (given.declined_blocks, "were given no room"),
         (displaced.blocks, "left elsewhere to make room"),
         (given.unread_blocks, "could not be read"),

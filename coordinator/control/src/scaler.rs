@@ -160,8 +160,8 @@ impl Scaler {
                     value_milli: milli(forecast.value),
                     low_milli: if is_measured { milli(forecast.low) } else { 0 },
                     high_milli: if is_measured { milli(forecast.high) } else { ForecastReport::UNBOUNDED },
-                    mase_ppm: ppm(score.mase),
-                    coverage_ppm: ppm(score.coverage),
+                    mase_ppm: ForecastReport::figure_of(score.is_compared.then(|| ppm(score.mase))),
+                    coverage_ppm: ForecastReport::figure_of(score.is_known.then(|| ppm(score.coverage))),
                     season_s: self.predictor.season_seconds(figure) as u32,
                 })
             })
@@ -314,12 +314,26 @@ mod tests {
         assert!(!two.is_empty());
         for one in &two {
             assert!(!one.is_bounded(), "two stretches were seen: {one:?}");
-            assert_eq!(one.is_scored(), one.ahead_s == 300, "one forecast has come: {one:?}");
+            assert_eq!(one.coverage().is_some(), one.ahead_s == 300, "one forecast has come: {one:?}");
         }
         let more = learn(&mut scaler, 12..60);
         for one in more.iter().filter(|one| one.ahead_s <= 3600) {
-            assert!(one.is_bounded() && one.is_scored(), "{one:?}");
+            assert!(one.is_bounded() && one.mase().is_some() && one.coverage().is_some(), "{one:?}");
             assert!((one.low_milli..=one.high_milli).contains(&one.value_milli), "{one:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_always_the_same_is_scored_and_has_nothing_to_be_compared_with() {
+        let (mut scaler, mut scaling) = (Scaler::new(), acting());
+        for bucket in 10..60 {
+            scaling.record(Observation { bucket, asked: 30_000, covered: 15_000, new_bytes: 1 << 20 });
+        }
+        scaler.tick(1000 * OBSERVATION_SECONDS, &map(1), std::iter::empty(), &scaling);
+        let told = scaler.report(None, &scaling).forecasts;
+        assert!(!told.is_empty());
+        for one in told.iter().filter(|one| one.ahead_s <= 3600) {
+            assert_eq!((one.mase(), one.coverage().is_some()), (None, true), "{one:?}");
         }
     }
 

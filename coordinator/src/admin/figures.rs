@@ -94,9 +94,11 @@ fn record_overview(overview: &Overview) {
     for one in &scaling.forecasts {
         let labels = [("figure", one.figure.clone()), ("ahead", format!("{}s", one.ahead_s))];
         metrics::gauge!("kvhive_forecast", &labels).set(one.value_milli as f64 / 1e3);
-        if one.is_scored() {
-            metrics::gauge!("kvhive_forecast_mase", &labels).set(f64::from(one.mase_ppm) / 1e6);
-            metrics::gauge!("kvhive_forecast_coverage", &labels).set(f64::from(one.coverage_ppm) / 1e6);
+        if let Some(mase) = one.mase() {
+            metrics::gauge!("kvhive_forecast_mase", &labels).set(mase);
+        }
+        if let Some(coverage) = one.coverage() {
+            metrics::gauge!("kvhive_forecast_coverage", &labels).set(coverage);
         }
     }
     for (device, load) in &overview.loads {

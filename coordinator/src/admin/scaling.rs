@@ -92,9 +92,10 @@ pub(super) struct Foreseen {
     low: Option<f64>,
     /// Nor more; likewise.
     high: Option<f64>,
-    /// Mean error of such forecasts by that of the value a season before: below 1 is better. None before any was scored.
+    /// Mean error of such forecasts by that of the value a season before: below 1 is better. None while nothing has come, or nothing was off a season
+    /// before.
     mase: Option<f64>,
-    /// Share of such intervals that held; likewise.
+    /// Share of such intervals that held; none before any has come to its time.
     coverage: Option<f64>,
     /// After how many seconds the figure is taken to come back; 0 if it is not.
     season_s: u32,
@@ -309,15 +310,16 @@ impl Scaling {
 impl Foreseen {
     fn of(forecast: ForecastReport) -> Foreseen {
         let milli = |value: u64| value as f64 / 1000.0;
-        let (is_bounded, is_scored) = (forecast.is_bounded(), forecast.is_scored());
+        let is_bounded = forecast.is_bounded();
+        let (mase, coverage) = (forecast.mase(), forecast.coverage());
         Foreseen {
             figure: forecast.figure,
             ahead_s: forecast.ahead_s,
             value: milli(forecast.value_milli),
             low: is_bounded.then(|| milli(forecast.low_milli)),
             high: is_bounded.then(|| milli(forecast.high_milli)),
-            mase: is_scored.then(|| f64::from(forecast.mase_ppm) / 1e6),
-            coverage: is_scored.then(|| f64::from(forecast.coverage_ppm) / 1e6),
+            mase,
+            coverage,
             season_s: forecast.season_s,
         }
     }

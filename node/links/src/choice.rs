@@ -73,6 +73,14 @@ struct Way {
     failures: u64,
 }
 
+impl Way {
+    /// Counts that so much was given to it.
+    fn gave(&mut self, bytes: u64) {
+        self.transfers += 1;
+        self.bytes = self.bytes.saturating_add(bytes);
+    }
+}
+
 #[derive(Clone, Debug)]
 struct Link {
     ways: [Way; TransportKind::ALL.len()],
@@ -258,22 +266,16 @@ impl Links {
         self.links.entry(target).or_insert_with(|| Link::new(now))
     }
 
-    /// A transfer has gone by a way that its target chose, and took so long where that is known.
-    pub fn went(
-        &mut self,
-        now: Moment,
-        target: DeviceId,
-        transport: TransportKind,
-        bytes: u64,
-        took: Option<Duration>,
-    ) {
+    /// Blocks were given to a target, which fetches them by a way that it chose: sent, or shown. Nobody knows here whether and how soon they get there,
+    /// so it says nothing of how fast and how well the way is.
+    pub fn went(&mut self, now: Moment, target: DeviceId, transport: TransportKind, bytes: u64) {
         let link = self.link(now, target);
         link.used = now;
         let has_gone = link.ways.iter().any(|way| way.transfers + way.failures > 0);
         if link.last.transport != transport || !has_gone {
             link.last = Choice { transport, reason: Reason { why: Why::Fetched, passed_over: None } };
         }
-        self.ended(now, target, transport, bytes, took, true);
+        link.ways[transport as usize].gave(bytes);
     }
 
     /// A transfer that was to go by a pair went by TCP at once, as the pair was not there, or not free.
@@ -299,8 +301,7 @@ impl Links {
         let way = &mut link.ways[transport as usize];
         way.health.ended(now, ok);
         if ok {
-            way.transfers += 1;
-            way.bytes = way.bytes.saturating_add(bytes);
+            way.gave(bytes);
             if let Some(took) = took {
                 way.rates.measured(now, bytes, took);
             }

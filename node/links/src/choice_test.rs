@@ -191,10 +191,10 @@ fn the_report_says_what_was_taken_and_what_is_known() {
 }
 
 #[test]
-fn what_the_other_end_fetches_is_told_and_measured_and_keeps_what_was_said_of_the_same_way() {
+fn what_the_other_end_fetches_is_told_and_keeps_what_was_said_of_the_same_way() {
     let mut links = Links::default();
-    links.went(at(1), A, TransportKind::SharedMemory, MIB, None);
-    links.went(at(2), A, TransportKind::Tcp, 4 * MIB, Some(Duration::from_millis(4)));
+    links.went(at(1), A, TransportKind::SharedMemory, MIB);
+    links.went(at(2), A, TransportKind::Tcp, 4 * MIB);
     let [link] = &links.report(at(3))[..] else { panic!("one link") };
     assert_eq!((link.transport, &link.reason[..]), (TransportKind::Tcp, "the other end fetches it so"));
     let [shared, tcp] = &link.transports[..] else { panic!("two ways: {link:?}") };
@@ -203,7 +203,7 @@ fn what_the_other_end_fetches_is_told_and_measured_and_keeps_what_was_said_of_th
         (1, MIB, 0),
         "nobody knows how long it took"
     );
-    assert_eq!((tcp.transfers, tcp.bytes, tcp.rates.len()), (1, 4 * MIB, 1));
+    assert_eq!((tcp.transfers, tcp.bytes, tcp.rates.len()), (1, 4 * MIB, 0));
     // Why it is not sent by a pair is still to be read when it was sent otherwise.
     links.choose(
         at(4),
@@ -211,9 +211,25 @@ fn what_the_other_end_fetches_is_told_and_measured_and_keeps_what_was_said_of_th
         4 * MIB,
         Ends { both_gpu_tiers: true, nccl: Some(PairState::Cold), ..Ends::default() },
     );
-    links.went(at(5), A, TransportKind::Tcp, 4 * MIB, None);
+    links.went(at(5), A, TransportKind::Tcp, 4 * MIB);
     let (_, choice) = links.chosen().next().expect("one link");
     assert_eq!(choice.reason.as_str(), "pair-cold");
+}
+
+#[test]
+fn what_was_only_offered_does_not_end_the_rest_of_a_way() {
+    let mut links = Links::default();
+    chosen(&mut links, 1, HOST);
+    links.ended(at(2), A, TransportKind::SharedMemory, MIB, None, false);
+    let rests = |links: &Links| {
+        let [link] = &links.report(at(3))[..] else { panic!("one link") };
+        let shared = link.transports.iter().find(|one| one.transport == TransportKind::SharedMemory);
+        shared.map(|one| (one.transfers, one.failures, one.rests_ms))
+    };
+    let before = rests(&links);
+    assert_eq!(before.and_then(|(.., rests)| rests), Some(999));
+    links.went(at(3), A, TransportKind::SharedMemory, MIB);
+    assert_eq!(rests(&links), before.map(|(given, failures, rests)| (given + 1, failures, rests)));
 }
 
 impl Links {

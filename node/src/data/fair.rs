@@ -348,7 +348,10 @@ impl<W> Fair<W> {
         let own = if is_part { of_parts } else { tenant.waiting_bytes } as f64;
         // No more than all that waits is ahead of it, and no more than the others' shares beside its own.
         let ahead = (own * sharing).min(self.waiting_bytes as f64);
-        ((ahead + brings) * pace, brings * sharing * pace)
+        // Nor is its next place farther than all that others wait for.
+        let of_others = self.waiting_bytes.saturating_sub(tenant.waiting_bytes);
+        let turn = (brings * sharing).min(brings + of_others as f64);
+        ((ahead + brings) * pace, turn * pace)
     }
 
     /// Returns how many times as much so many bytes are as those are that go while a place is held.

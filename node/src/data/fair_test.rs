@@ -239,6 +239,19 @@ fn while_some_go_without_nobody_of_the_same_tenant_waits_long() {
 }
 
 #[test]
+fn the_next_place_is_no_farther_than_what_others_wait_for() {
+    let mut fair = known(MS, 0);
+    enter(&mut fair, MS, Wanted { weight: 1000, ..wanted(1, LEAST_BYTES, LONG) });
+    flood(&mut fair, MS, wanted(2, MIB, LONG), 0..1);
+    let Entered::Waits(late, _) = enter(&mut fair, MS, wanted(2, MIB, LONG)) else { panic!("it has time") };
+    // One of the other's, of a sixty-fourth, and then its own.
+    assert_eq!(fair.expected(TenantId(2), false).1, (1.0 + 1.0 / 64.0) * 1e-3);
+    fair.leave(LONG, TenantId(2), late, true);
+    let strained = enter(&mut fair, LONG, wanted(2, MIB, LONG));
+    assert!(matches!(strained, Entered::Waits(_, at_most) if at_most <= 5 * MS), "{strained:?}");
+}
+
+#[test]
 fn what_others_wait_for_goes_before_what_is_only_asked() {
     let mut fair = known(MS, 9);
     let part = Wanted { is_part: true, ..wanted(1, MIB, 3 * MS) };

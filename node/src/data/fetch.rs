@@ -32,19 +32,33 @@ pub(super) struct Found {
     _turn: Option<Turn>,
     /// The device of another node that it is for, if it is for one's.
     to: Option<DeviceId>,
-    /// When it began to be brought.
-    since: Instant,
+    /// It has waited for another node: how long it takes says nothing of a device of this one.
+    has_waited: bool,
 }
 
 impl Found {
     /// Blocks that are no device's.
     pub(super) fn guests(begun: Instant, blocks: Vec<Option<Held>>, turn: Option<Turn>) -> Found {
-        Found { device: None, begun, blocks, _room: None, _turn: turn, to: None, since: begun }
+        Found { device: None, begun, blocks, _room: None, _turn: turn, to: None, has_waited: false }
     }
 
     /// Is for a device of another node.
     pub(super) fn given_to(self, to: Option<DeviceId>) -> Found {
         Found { to, ..self }
+    }
+
+    /// Has waited for another node, or has not.
+    pub(super) fn after_others(self, has_waited: bool) -> Found {
+        Found { has_waited, ..self }
+    }
+
+    /// Counts that so much of it has been given, of what is read of its device.
+    fn count(&self, plane: &DataPlane, bytes: u64) {
+        let Some(device) = self.device.and_then(|device| plane.device(device)) else { return };
+        match self.has_waited {
+            true => device.traffic.gave(bytes),
+            false => device.traffic.fetched(bytes, self.begun.elapsed()),
+        }
     }
 }
 
@@ -83,7 +97,6 @@ impl DataPlane {
     ) -> Result<Found, WireError> {
         let FetchRequest { device, tenant, accept, runs, .. } = request;
         let sees = looks.is_some_and(|start| self.is_seen(start));
-        let since = Instant::now();
         if span.is_on() {
             let on_disk = |lent: &&Lent| matches!(lent, Lent::Far(far) if far.is_on_disk());
             span.note("kvhive.on_disk", blocks.iter().flatten().filter(on_disk).count());
@@ -131,7 +144,15 @@ impl DataPlane {
                 device.work.gave(slot, held.bytes().len() as u64);
             }
         }
-        Ok(Found { device: Some(device), begun, blocks, _room: room_taken, _turn: turn, to: None, since })
+        Ok(Found {
+            device: Some(device),
+            begun,
+            blocks,
+            _room: room_taken,
+            _turn: turn,
+            to: None,
+            has_waited: false,
+        })
     }
 
     /// Checks once more that the blocks found may leave: the lease holds, and no clear has ended the era of one of them
@@ -177,11 +198,9 @@ impl DataPlane {
             add(&self.counters.fetched_bytes, bytes);
             add(&self.counters.shown_bytes, bytes);
             if let Some(ends) = found.device.zip(found.to) {
-                self.replicator.links.were_fetched(ends, TransportKind::SharedMemory, bytes, None);
+                self.replicator.links.were_fetched(ends, TransportKind::SharedMemory, bytes);
             }
-            if let Some(device) = found.device.and_then(|device| self.device(device)) {
-                device.traffic.fetched(bytes, found.begun.elapsed());
-            }
+            found.count(self, bytes);
         }
         self.send_bytes(connection, number, span, (&reply, &found)).await
     }
@@ -205,13 +224,10 @@ impl DataPlane {
         self.paced(bytes, connection.send(Kind::DataReply, number, reply, &payload)).await?;
         add(&self.counters.fetched_bytes, bytes);
         if let Some(ends) = found.device.zip(found.to).filter(|_| bytes > 0) {
-            let took = Some(found.since.elapsed());
-            self.replicator.links.were_fetched(ends, TransportKind::Tcp, bytes, took);
+            self.replicator.links.were_fetched(ends, TransportKind::Tcp, bytes);
         }
-        // How long guests take says nothing of a device of this node.
-        let device = found.device.filter(|_| bytes > 0 || !matches!(reply, DataReply::Looked { .. }));
-        if let Some(device) = device.and_then(|device| self.device(device)) {
-            device.traffic.fetched(bytes, found.begun.elapsed());
+        if bytes > 0 || !matches!(reply, DataReply::Looked { .. }) {
+            found.count(self, bytes);
         }
         Ok(())
     }

@@ -11,6 +11,7 @@ use crate::data::receive::as_guest;
 use crate::data::turns::Turn;
 use crate::guards::Lent;
 use crate::links::{Instead, Parcel};
+use crate::passing::Passing;
 use crate::view::Serving;
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::data::{
@@ -66,13 +67,15 @@ impl DataPlane {
         let (tenant, keys) = (fetch.tenant, fetch.keys.clone());
         let read = |reply| DeviceMessage::Read { tenant, keys, reply };
         let mut lent = self.ask(span, fetch.device, read).await?;
-        if let Some(by) = pushed_by(Instant::now(), until)
-            && let Some(push) = Push::out_of(&mut lent, &fetch)
-        {
+        let most = self.passing(fetch.device).map_or(usize::MAX, Passing::all);
+        let by = pushed_by(Instant::now(), until);
+        let push = by.and_then(|by| Some((by, Push::out_of(&mut lent, &fetch, most)?)));
+        let has_waited = push.is_some();
+        if let Some((by, push)) = push {
             self.push(span, (&serving, to, by), (&fetch, &mut turn), push, &mut lent).await;
         }
         let found = self.found(span, (begun, until), fetch, (start, turn), lent).await?;
-        Ok(found.given_to(Some(to)))
+        Ok(found.given_to(Some(to)).after_others(has_waited))
     }
 
     /// Has blocks go from GPU to GPU, and puts back into `lent` those that did not.
@@ -133,7 +136,7 @@ impl DataPlane {
             add(&self.counters.fetched_bytes, bytes);
             if let Some(device) = device {
                 device.work.gave(slot, bytes);
-                device.traffic.fetched(bytes, begun.elapsed());
+                device.traffic.gave(bytes);
             }
         }
     }
@@ -146,10 +149,13 @@ fn pushed_by(now: Instant, until: Instant) -> Option<Instant> {
 }
 
 impl Push {
-    /// Takes those out of what was lent that lie on a GPU and that the asker can read as they are; none where there are none.
-    fn out_of(lent: &mut [Option<Lent>], fetch: &FetchRequest) -> Option<Push> {
+    /// Takes those out of what was lent that lie on a GPU and that the asker can read as they are, so many at most; none where there are none.
+    fn out_of(lent: &mut [Option<Lent>], fetch: &FetchRequest, most: usize) -> Option<Push> {
         let (mut blocks, mut bytes) = (Vec::new(), 0);
         for ((at, place), slot) in lent.iter_mut().enumerate().zip(check::slots(&fetch.runs)) {
+            if blocks.len() >= most {
+                break;
+            }
             let is_read = fetch.accept == Accept::Stored || header_of(place) == Some(Codec::Raw);
             let frame = match place {
                 Some(Lent::Far(far)) if is_read && far.is_answered() => far.gpu_frame(),

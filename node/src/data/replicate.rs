@@ -32,6 +32,9 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 mod at_once;
+mod verdict;
+
+pub(crate) use verdict::Verdict;
 
 /// Batches copied later that wait or are under way; beyond it they are dropped and counted. Their bytes are bounded too:
 /// they hold frames that nothing else can have.
@@ -61,19 +64,6 @@ pub(crate) struct Known {
 
 /// What replicas say of blocks, by the blocks' positions.
 pub(crate) type Answers = Vec<(usize, DeviceId, Answer)>;
-
-/// What became of a block that was given.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Verdict {
-    /// The target did not have it before and has it now.
-    Moved,
-    /// The target had it.
-    There,
-    /// The target gives it no room.
-    Declined,
-    /// The target may yet take it.
-    Missing,
-}
 
 /// What the other replicas of a block's slot say of it. Who does not answer is in neither.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -176,6 +166,8 @@ impl Replicator {
                 count(&counters.replication_failures);
                 tracing::debug!(%target, %fault, "a replica did not say what it holds");
             });
+            // One that goes by an older map may mean a block of an ended era.
+            let holds = holds.map(|holds| holds.unwrap_or_else(|| vec![false; of_it.len()]));
             (target, of_it, holds.unwrap_or_default())
         });
         let mut holders = vec![Holders::default(); known.len()];
@@ -192,12 +184,13 @@ impl Replicator {
         holders
     }
 
+    /// Asks a replica which of these blocks it holds; none where it goes by an older map than the asker.
     async fn ask_which(
         &self,
         asker: &Asker<'_>,
         target: DeviceId,
         blocks: &[&Known],
-    ) -> Result<Vec<bool>, Fault> {
+    ) -> Result<Option<Vec<bool>>, Fault> {
         let Asker { serving, tenant, trace, .. } = *asker;
         let request = DataRequest::Match(MatchRequest {
             epoch: serving.map.epoch,
@@ -208,10 +201,9 @@ impl Replicator {
             keys: blocks.iter().map(|one| one.key).collect::<KeyList>(),
         });
         match self.links.ask((serving, trace), target, &request).await? {
-            // One that goes by an older map may mean a block of an ended era.
             DataReply::Matched { epoch, covered } if covered.len() == blocks.len() => {
                 let is_current = epoch >= serving.map.epoch;
-                Ok(covered.into_iter().map(|covered| covered == 1 && is_current).collect())
+                Ok(is_current.then(|| covered.into_iter().map(|covered| covered == 1).collect()))
             }
             _ => Err(senseless()),
         }
@@ -261,8 +253,10 @@ impl Replicator {
             let batch = Batch { origin, target, items: &items, moved: false };
             let copied = match before {
                 Some(AtOnce::Copied(answers)) => Ok(answers),
-                Some(AtOnce::Failed) => self.copy(&batch, deadline, Some(TransportKind::Tcp)).await,
-                None => self.copy(&batch, deadline, None).await,
+                Some(AtOnce::Failed) => {
+                    self.copy(&batch, deadline, Some(TransportKind::Tcp)).await.map(answers_of)
+                }
+                None => self.copy(&batch, deadline, None).await.map(answers_of),
             };
             let answers = copied.unwrap_or_else(|fault| {
                 count(&counters.replication_failures);
@@ -297,27 +291,22 @@ impl Replicator {
         let key = |item: &Item| Known { key: item.block.header.key, slot: item.slot };
         let known: Vec<Known> = items.iter().map(key).collect();
         let known: Vec<&Known> = known.iter().collect();
-        let holds = self.ask_which(&origin.asker(target), target, &known).await?;
+        // It would take nothing.
+        let Some(holds) = self.ask_which(&origin.asker(target), target, &known).await? else {
+            return Ok(vec![Verdict::Later; items.len()]);
+        };
         let lacked = items.iter().zip(&holds).filter(|(_, holds)| !**holds);
         let lacked: Vec<&Item> = lacked.map(|(item, _)| item).collect();
-        let mut answers = Vec::new();
+        let mut said = Vec::new();
         if !lacked.is_empty() {
             let bytes = lacked.iter().map(|item| item.block.header.payload_bytes).sum();
             pacer.pass(bytes).await;
             let batch = Batch { origin, target, items: &lacked, moved: true };
-            answers = self.copy(&batch, Instant::now() + limit(true), None).await?;
+            said = self.copy(&batch, Instant::now() + limit(true), None).await?;
         }
-        let mut answers = answers.into_iter();
-        let mut verdict = |holds: bool| {
-            if holds {
-                return Verdict::There;
-            }
-            match answers.next().flatten() {
-                Some(Answer::Holds) => Verdict::Moved,
-                Some(Answer::Declines) => Verdict::Declined,
-                None => Verdict::Missing,
-            }
-        };
+        let mut said = said.into_iter();
+        let mut verdict =
+            |holds: bool| if holds { Verdict::There } else { Verdict::of(said.next().flatten()) };
         Ok(holds.into_iter().map(&mut verdict).collect())
     }
 
@@ -359,14 +348,14 @@ impl Replicator {
         self.links.keep(serving);
     }
 
-    /// Copies items to one replica by a deadline; returns what it says of each, none where it may take it another time. By which way is said where
-    /// another was tried before.
+    /// Copies items to one replica by a deadline; returns what it says of each, none where it could not be sent. By which way is said where another
+    /// was tried before.
     async fn copy(
         &self,
         batch: &Batch<'_>,
         deadline: Instant,
         mut by: Option<TransportKind>,
-    ) -> Result<Vec<Option<Answer>>, Fault> {
+    ) -> Result<Vec<Option<Stored>>, Fault> {
         let Batch { items, .. } = *batch;
         let on_gpu = on_gpu(items);
         let is_on_gpu = on_gpu.is_some();
@@ -375,7 +364,7 @@ impl Replicator {
             let parcel = Parcel { on_gpu: &blocks, ..batch.parcel(&request, (&[], &[]), deadline) };
             match self.links.carry_on_gpu(&parcel).await {
                 Ok(DataReply::Stored { blocks, .. }) if blocks.len() == items.len() => {
-                    return Ok(blocks.into_iter().map(Answer::of).collect());
+                    return Ok(blocks.into_iter().map(Some).collect());
                 }
                 Ok(_) => return Err(senseless()),
                 Err(Instead(way)) => by = way,
@@ -412,10 +401,15 @@ impl Replicator {
             {
                 guard.report_lost();
             }
-            answers[*at] = Answer::of(said);
+            answers[*at] = Some(said);
         }
         Ok(answers)
     }
+}
+
+/// Returns what a replica's words on copies mean; none where it may take a block another time.
+fn answers_of(said: Vec<Option<Stored>>) -> Vec<Option<Answer>> {
+    said.into_iter().map(|said| said.and_then(Answer::of)).collect()
 }
 
 /// Returns the blocks of items that are all on a GPU.

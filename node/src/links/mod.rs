@@ -213,17 +213,11 @@ impl Links {
         self.in_process.plane.get().and_then(Weak::upgrade)
     }
 
-    /// Notes that blocks have gone to a device of another node, which fetched them by this way.
-    pub(crate) fn were_fetched(
-        &self,
-        (source, target): (DeviceId, DeviceId),
-        by: TransportKind,
-        bytes: u64,
-        took: Option<Duration>,
-    ) {
+    /// Notes that blocks were given to a device of another node, which fetches them by this way.
+    pub(crate) fn were_fetched(&self, (source, target): (DeviceId, DeviceId), by: TransportKind, bytes: u64) {
         self.count(by, bytes, true);
         if let Some(choices) = self.choices.get(usize::from(source.index)) {
-            lock(choices).went(self.view.now(), target, by, bytes, took);
+            lock(choices).went(self.view.now(), target, by, bytes);
         }
     }
 

@@ -1,18 +1,21 @@
 //! Slots on their way to another node.
 
 use super::asker::{Asker, Block, kept, key};
-use super::coordinator::FakeCoordinator;
+use super::coordinator::{FakeCoordinator, TENANT};
 use super::{KIB, Setup, eventually};
-use crate::actors::core::DeviceMessage;
+use crate::actors::core::{DeviceMessage, Reserved};
+use crate::data::{Content, Item, Origin, Verdict};
 use crate::fill::{Filler, Giving};
+use crate::guards::Lent;
 use crate::pace::Pacer;
+use crate::view::Serving;
 use crate::{MoveLimits, NodeHandle};
 use kvhive_cache::Pass;
-use kvhive_protocol::data::Ack;
+use kvhive_protocol::data::{About, Ack, StoreBlock};
 use kvhive_protocol::emptying::{Displaced, Given};
 use kvhive_protocol::load::SlotGiven;
 use kvhive_protocol::map::ReplicaSet;
-use kvhive_protocol::{DeviceId, Filling, Pin, PinMode, Reason, Slot, WireError};
+use kvhive_protocol::{BlockKey, DeviceId, Epoch, Filling, Pin, PinMode, Reason, Slot, WireError};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -341,6 +344,92 @@ async fn a_pass_goes_on_while_maps_of_other_things_come_that_the_target_has_not_
     coordinator.keep_behind(Some(new.member));
     another();
     assert_eq!(pass.await.expect("it ends"), Some(Pass::Whole));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_sent_to_who_goes_by_an_older_map() {
+    let (coordinator, nodes, mut client, [old, new]) = one_of_two(Setup::default()).await;
+    let blocks: Vec<Block> = (0..3).map(|number| Block::new(number, 4 * KIB)).collect();
+    assert_eq!(client.store(&blocks, Ack::Primary).await, Ok(vec![kept(1); 3]));
+    place(&coordinator, client.slot, &[old, new], &[]);
+    serve_it(&coordinator, &nodes).await;
+    let keys = (0..3).map(key).collect();
+    let read = |reply| DeviceMessage::Read { tenant: TENANT, keys, reply };
+    let lent = nodes[0].devices[0].ask(Duration::from_secs(10), read).await.expect("the device answers");
+    let item = |(at, lent): (usize, Option<Lent>)| {
+        let Some(Lent::Guard(guard)) = lent else { panic!("it is in memory") };
+        let block = StoreBlock { header: *guard.header(), parent: BlockKey::NONE };
+        Item { at, block, slot: client.slot, content: Content::Here(Arc::new(guard)), targets: vec![new] }
+    };
+    let items: Vec<Item> = lent.into_iter().enumerate().map(item).collect();
+    let hand = filler(&nodes[0], 1 << 40, 8);
+    let serving = nodes[0].view.serving().expect("it serves");
+    let mut newer = serving.map.as_ref().clone();
+    newer.epoch = Epoch(newer.epoch.0 + 1);
+    let newer = Serving { map: Arc::new(newer), ..serving.clone() };
+    let before = nodes[1].counted(|counters| &counters.stores);
+    for (serving, verdict, stores) in
+        [(&newer, Verdict::Later, 0), (&serving, Verdict::Moved, 1), (&serving, Verdict::There, 1)]
+    {
+        let origin = Origin {
+            serving: serving.clone(),
+            source: old,
+            tenant: TENANT,
+            layout: None,
+            about: About::default(),
+            trace: None,
+        };
+        let verdicts = hand.replicator.give(&origin, new, &items, &hand.pacer).await;
+        assert_eq!(verdicts.expect("it answers"), [verdict; 3]);
+        assert_eq!(nodes[1].counted(|counters| &counters.stores) - before, stores, "{verdict:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_given_no_room_is_told_also_where_another_block_did_not_get_there() {
+    let (coordinator, nodes, mut client, [old, new]) = one_of_two(Setup::default()).await;
+    let slot = client.slot;
+    let blocks: Vec<Block> = (0..39).map(|number| Block::new(number, 4 * KIB)).collect();
+    assert_eq!(client.store(&blocks[..4], Ack::Primary).await, Ok(vec![kept(1); 4]));
+    let mut other = nodes[1].ask().await;
+    other.slot = Slot(slot.0 + 1);
+    place(&coordinator, other.slot, &[new], &[]);
+    serve_it(&coordinator, &nodes).await;
+    assert_eq!(other.store(&blocks[8..39], Ack::Primary).await, Ok(vec![kept(1); 31]));
+    // Held, none of them can leave.
+    let numbers: Vec<u64> = (8..39).collect();
+    assert_eq!(other.hold(&numbers, 30_000).await, Ok(31));
+    let held = tokio::spawn(async move {
+        // As long as this lasts: a hold ends by itself.
+        while other.hold(&numbers, 30_000).await == Ok(31) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    // The last frame is one's that is written already, and is not to the end of this.
+    let under_way = vec![(StoreBlock { header: blocks[0].header, parent: BlockKey::NONE }, slot)];
+    let about = About::default();
+    let reserve = |reply| DeviceMessage::Reserve {
+        tenant: TENANT,
+        blocks: under_way,
+        about,
+        pin: false,
+        given_by: None,
+        reply,
+    };
+    let reserved = nodes[1].devices[0].ask(Duration::from_secs(10), reserve).await;
+    let reserved = reserved.expect("the device answers");
+    assert!(matches!(&reserved[..], [Reserved::Write(_)]), "there is a frame");
+    empty(&coordinator, old);
+    place(&coordinator, slot, &[old, new], &[new]);
+    let failed = || nodes[0].counted(|counters| &counters.move_failures);
+    eventually("one pass has come to its end, and another", || failed() >= 2).await;
+    // Whether anybody holds them is asked when nobody can give them any more.
+    place(&coordinator, slot, &[new], &[]);
+    let lost = Displaced { blocks: 0, lost_blocks: 3, lost_bytes: 12 * KIB as u64 };
+    eventually("they are lost", || coordinator.emptying(old.member).1 == lost).await;
+    assert!(!held.is_finished(), "all were held to the end");
+    held.abort();
+    drop(reserved);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

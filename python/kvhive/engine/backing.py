@@ -25,6 +25,8 @@ _DEFAULT_TENANT = "default"
 #: How long a node that is taken away may take to give its blocks to others, and how often that is looked at, in seconds.
 _LEAVE_LIMIT = 60.0
 _LOOKS_EVERY = 0.05
+#: Where a node counts blocks of a snapshot that it has, or that another node or one with more memory would have.
+_OF_USE = ("blocks", "already", "elsewhere", "no_room")
 
 
 class Backing:
@@ -64,7 +66,7 @@ class Backing:
         self._recalled: dict[str, int] = {}
         if config.enable_persistence and is_there(self._folder):
             try:
-                self._recalled = self.load(None)
+                self._recalled = self.load(None, stacklevel=5)
             except OSError as error:
                 warnings.warn(f"begins empty: {error}", RuntimeWarning, stacklevel=4)
 
@@ -201,9 +203,11 @@ class Backing:
                 raise OSError(f"cannot persist into {where}: {error}") from error
         return True
 
-    def load(self, path: StrPath | None) -> dict[str, int]:
+    def load(self, path: StrPath | None, *, stacklevel: int = 3) -> dict[str, int]:
         """Takes in what was persisted; returns the notes. One that is alone takes its tenants from there too: what it held is gone.
-        What is of no use leaves it as it was.
+        What :meth:`_try` refuses leaves it as it was. What fails after that leaves it empty: there is not the memory for both.
+
+        Blocks that are damaged or missing are left out, with a warning that says how many.
 
         :raises FileNotFoundError: when nothing was persisted there.
         :raises IOError: when it cannot be read, or is another cluster's or shape's.
@@ -214,20 +218,26 @@ class Backing:
             copy = current(where)
             try:
                 notes = copy.notes()
-                copy.check()
                 if not self._config.enable_distributed:
                     backup = copy.cluster()
-                    self._try(copy, backup)
+                    self._try(copy, backup, where)
                     self._begin_again(backup)
-                self.node.load(copy.blocks)
+                damaged = _damaged(self.node.load(copy.blocks), where)
             except (KvHiveError, ValueError) as error:
                 raise OSError(f"cannot load from {where}: {error}") from error
+        if damaged:
+            said = f"{damaged} blocks in {where} are damaged or missing: the rest was taken in"
+            warnings.warn(said, RuntimeWarning, stacklevel=stacklevel)
         return notes
 
-    def _try(self, copy: Copy, backup: bytes) -> None:
-        """Has a small node take in what was persisted, and ends it: what is damaged or of another shape fails there, where nothing is lost.
+    def _try(self, copy: Copy, backup: bytes, where: Path) -> None:
+        """Has a small node start with what was persisted, and ends it: what fails there fails where nothing is lost.
 
-        :raises kvhive.KvHiveError: when it fails.
+        That node restores the tenants, and reads what each block is: of how many bytes, and whose. The bytes themselves it does not read,
+        because the slots are still another node's. Bytes that are damaged are found when the engine's own node takes them in.
+
+        :raises kvhive.KvHiveError: when the backup or the manifest cannot be read, or the blocks are of another shape.
+        :raises IOError: when there is no block that can be read.
         """
         whole = sum(self._frames.values())
         # Room for one frame of each size, and what rounding takes.
@@ -236,7 +246,7 @@ class Backing:
         with EmbeddedNode(
             memory=memory, block_bytes=list(self._frames), block_shares=list(self._frames.values()), restore=backup, name="trial"
         ) as node:
-            node.load(copy.blocks)
+            _damaged(node.load(copy.blocks), where)
 
     def _begin_again(self, backup: bytes) -> None:
         with self._life.replaced():
@@ -342,6 +352,17 @@ class Backing:
             node.stop()
         self._more.clear()
         self.node.stop()
+
+
+def _damaged(report: dict[str, Any], where: Path) -> int:
+    """Returns how many blocks were damaged or missing, as a node reports of what it has taken in.
+
+    :raises IOError: when no other was of use.
+    """
+    damaged = int(report["damaged"])
+    if damaged and not any(report[use] for use in _OF_USE):
+        raise OSError(f"cannot load from {where}: {damaged} blocks are damaged or missing, and no other is of use")
+    return damaged
 
 
 def frames_of(config: KVCacheConfig, layout: Layout) -> dict[int, int]:

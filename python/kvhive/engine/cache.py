@@ -124,7 +124,8 @@ class BaseKVCache(_Module):
             return self._backing.persist(path, self._versions.dump())
 
     def load(self, path: StrPath | None = None) -> bool:
-        """Takes in what was persisted, in place of what is here; where that fails the cache stays as it was.
+        """Takes in what was persisted, in place of what is here. Where that fails the cache stays as it was, or goes on empty, and what is
+        damaged is left out: as ``load`` of :class:`UltraAdaptiveKVCacheEngine` has it.
 
         :raises FileNotFoundError: when nothing was persisted there.
         :raises IOError: when it cannot be read.

@@ -153,8 +153,11 @@ class UltraAdaptiveKVCacheEngine:
             return self._backing.persist(path, {})
 
     def load(self, path: StrPath | None = None) -> bool:
-        """Takes in what was persisted, in place of what is here; of another model or shape, nothing in it is ever found. Where that fails
-        the engine stays as it was.
+        """Takes in what was persisted, in place of what is here; of another model or shape, nothing in it is ever found. Blocks that are
+        damaged or missing are left out, with a ``RuntimeWarning`` that says how many.
+
+        What cannot be read, or has no block that can be told, is refused before anything is let go of, and leaves the engine as it was.
+        It goes on empty where its new node does not start or does not take in what was read, or where the bytes of all blocks are damaged.
 
         :raises FileNotFoundError: when nothing was persisted there.
         :raises IOError: when it cannot be read.

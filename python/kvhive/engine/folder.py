@@ -17,8 +17,6 @@ _CURRENT = "current"
 _CLUSTER = "cluster.backup"
 #: The node's snapshot.
 _BLOCKS = "blocks"
-#: What says which files a snapshot is in.
-_MANIFEST = "manifest.json"
 #: What whoever uses the node wants to know again.
 _NOTES = "notes.json"
 
@@ -44,21 +42,6 @@ class Copy:
     def cluster(self) -> bytes:
         """Reads what the coordinator remembered."""
         return self._cluster.read_bytes()
-
-    def check(self) -> None:
-        """Sees that the files are there that its blocks are in: a node takes blocks that it cannot read for damaged ones, and goes on.
-
-        :raises OSError: when one is not, or has nothing in it.
-        """
-        try:
-            listed = json.loads((self.blocks / _MANIFEST).read_bytes())["segments"]
-            segments = [(str(one["file"]), int(one["blocks"])) for one in listed]
-        except (ValueError, LookupError, TypeError) as error:
-            raise OSError(f"{self.blocks / _MANIFEST} is damaged: {error}") from error
-        for name, blocks in segments:
-            path = self.blocks / name
-            if blocks and not (path.is_file() and path.stat().st_size):
-                raise OSError(f"{path} is damaged: {blocks} blocks were written into it, and it is empty or not there")
 
     def notes(self) -> dict[str, int]:
         """Reads the notes.

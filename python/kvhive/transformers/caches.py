@@ -9,6 +9,7 @@ import torch
 from transformers import Cache, DynamicCache, PretrainedConfig
 
 from kvhive._native import Layout, Prefix, StoreReport
+from kvhive.access import whole
 from kvhive.client import Client
 from kvhive.errors import MisuseError, OutOfRangeError, WrongTypeError
 
@@ -78,19 +79,20 @@ class CacheStore:
         tokens: Sequence[SupportsIndex],
         cache: DynamicCache,
         *,
-        known: int = 0,
+        known: SupportsIndex = 0,
         timeout: float | None = None,
     ) -> StoreReport:
         """Stores the full blocks of `tokens` that `cache` holds. `known` tokens of them were restored and are passed over."""
         if not isinstance(cache, Cache):
             raise WrongTypeError(f"cache is of {type(cache).__name__}: allowed is the DynamicCache that the model filled")
-        if isinstance(known, bool) or not isinstance(known, int):
+        passed = whole(known)
+        if passed is None:
             raise WrongTypeError(f"known {known!r}: allowed is a whole number of tokens")
-        if not 0 <= known <= len(tokens):
-            raise OutOfRangeError(f"known {known}: allowed is 0 to {len(tokens)}, as many tokens as there are")
+        if not 0 <= passed <= len(tokens):
+            raise OutOfRangeError(f"known {passed}: allowed is 0 to {len(tokens)}, as many tokens as there are")
         prefix = self._prefix(tokens)
         size = self.layout.tokens
-        begin, end = known // size, min(len(prefix), int(cache.get_seq_length()) // size)
+        begin, end = passed // size, min(len(prefix), int(cache.get_seq_length()) // size)
         blocks = self._memory(max(end - begin, 0))
         for at, (keys, values) in enumerate(self._tensors(cache)):
             for which, tensor in enumerate((keys, values)):

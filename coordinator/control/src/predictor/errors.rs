@@ -54,8 +54,12 @@ struct Horizon {
 pub struct Score {
     /// Mean absolute error by that of the value a season before (Hyndman and Koehler 2006): below 1 is better than that.
     pub mase: f64,
+    /// Whether those values were off by anything: else there is nothing to compare with, and [`Score::mase`] is 0.
+    pub is_compared: bool,
     /// Share of intervals that held; 0.9 is meant.
     pub coverage: f64,
+    /// Whether any forecast has come to its time: else all of it is 0.
+    pub is_known: bool,
 }
 
 /// All horizons of one figure.
@@ -147,7 +151,9 @@ impl Errors {
             compared.fold((0.0, 0.0), |(off, naive), one| (off + one.off, naive + one.naive_off));
         Score {
             mase: if naive > 0.0 { off / naive } else { 0.0 },
+            is_compared: naive > 0.0,
             coverage: horizon.outcomes.iter().filter(|one| one.held).count() as f64 / count,
+            is_known: true,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::super::asker::kept;
 use super::super::{Setup, eventually};
-use super::{COPY_LIMIT, FIRST, NodeHandle, Wrong, blocks, by_nccl, in_order, tells};
+use super::{CARRIES_WITHIN, COPY_LIMIT, FIRST, NodeHandle, Wrong, blocks, by_nccl, in_order, tells};
 use futures_util::future::join_all;
 use kvhive_protocol::DeviceId;
 use kvhive_protocol::data::Ack;
@@ -65,22 +65,33 @@ pub(super) fn has_made_up_its_mind(node: &NodeHandle) -> bool {
 /// Three nodes in one of whose workers something goes wrong once, in this call after whatever it takes to come to that: each store is answered
 /// by its deadline and all have the right bytes.
 async fn goes_on_to_two(node: &'static str, call: &str, wrong: &str) {
-    let setup = Setup { wrong: Some(Wrong::at(node, wrong)), ..by_nccl() };
+    let setup = Setup { wrong: Some(Wrong::at(node, wrong)), device_frames: 128, ..by_nccl() };
+    let planned = setup.wrong.as_ref().expect("something goes wrong");
     let (_coordinator, nodes) = in_order([&setup; 3]).await;
     let mut client = nodes[0].ask().await;
-    for from in 0..5 {
+    let (began, mut batches) = (Instant::now(), 0);
+    // On a busy machine communicators may have to be made more than once before it comes to that.
+    while batches < 5 || !planned.has_come_to(call) {
+        assert!(
+            began.elapsed() < CARRIES_WITHIN && batches < 64,
+            "{wrong} at {node}: it has not come to that"
+        );
+        if batches >= 5 {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
         let begun = Instant::now();
-        let stored = client.store(&blocks(from * 2, 2), Ack::All).await;
-        assert_eq!(stored, Ok(vec![kept(3); 2]), "{wrong} at {node}, batch {from}");
+        let stored = client.store(&blocks(batches * 2, 2), Ack::All).await;
+        assert_eq!(stored, Ok(vec![kept(3); 2]), "{wrong} at {node}, batch {batches}");
+        batches += 1;
         let took = begun.elapsed();
         assert!(took <= COPY_LIMIT + Duration::from_millis(100), "{wrong} at {node}: {took:?}");
         eventually("communicators stand, or are found to be of no use", || has_made_up_its_mind(&nodes[0]))
             .await;
     }
-    let planned = setup.wrong.as_ref().expect("something goes wrong");
-    eventually("what was planned has gone wrong", || planned.has_come_to(call)).await;
     for node in &nodes {
-        has(node, 0..10).await;
+        for first in (0..batches * 2).step_by(10) {
+            has(node, first..(first + 10).min(batches * 2)).await;
+        }
         node.settles("nobody reads or writes", |stats| stats.readers + stats.filling + stats.given_up == 0)
             .await;
     }
