@@ -161,14 +161,16 @@ impl GuestBook {
         }
     }
 
-    /// Has those who wait for a guest have it.
-    pub(crate) fn came(&self, key: &GuestKey, guest: Guest) {
+    /// Has those who wait for a guest have it; says whether it was still to come.
+    pub(crate) fn came(&self, key: &GuestKey, guest: Guest) -> bool {
         let guest = Arc::new(guest);
         let waiting = self.rules().came(key, guest.clone(), guest.header.payload_bytes);
-        for one in waiting {
+        let was_coming = waiting.is_some();
+        for one in waiting.into_iter().flatten() {
             // Who waits no longer has it from elsewhere.
             let _ = one.send(Some(guest.clone()));
         }
+        was_coming
     }
 
     /// Tells those who wait for a guest that it does not come.
@@ -262,7 +264,7 @@ mod tests {
         assert!(matches!(ask(book, number), Asked::Fetch(_)));
         match book.room(3 << 10) {
             Some(room) => {
-                book.came(&key(number), guest(number, 3 << 10, room));
+                assert!(book.came(&key(number), guest(number, 3 << 10, room)));
                 true
             }
             None => {
@@ -365,7 +367,9 @@ mod tests {
             panic!("one fetches, the other waits");
         };
         let room = book.room(1).expect("there is room");
-        book.came(&key(1), guest(1, 1, room));
+        assert!(book.came(&key(1), guest(1, 1, room)));
+        let room = book.room(1).expect("there is room");
+        assert!(!book.came(&key(1), guest(1, 1, room)), "it has come by another way");
         for told in [&mut first, &mut second] {
             let came = told.try_recv().expect("it was told").expect("it came");
             assert_eq!(came.bytes[..], [1]);

@@ -59,6 +59,25 @@ impl AsMut<[u8]> for Brought {
     }
 }
 
+/// What is being brought. The copy has it, and lets go of it after the frame.
+struct Bringing<T> {
+    brought: Brought,
+    with: T,
+}
+
+impl<T> Bringing<T> {
+    fn end(self) -> Brought {
+        drop(self.with);
+        self.brought
+    }
+}
+
+impl<T> AsMut<[u8]> for Bringing<T> {
+    fn as_mut(&mut self) -> &mut [u8] {
+        self.brought.as_mut()
+    }
+}
+
 impl Frame {
     /// Returns its bytes, copied from where they are if they must be; not where that must not block.
     ///
@@ -154,12 +173,24 @@ impl GpuFrame {
     /// # Errors
     /// [`DeviceError::Lost`]: they are no more.
     pub(crate) async fn bring(self, room: Option<Room>) -> Result<Option<Brought>, DeviceError> {
+        self.bring_with(room, ()).await
+    }
+
+    /// As [`GpuFrame::bring`]; `with` is dropped when the GPU has let go of the frame, however that ends and whoever waits.
+    ///
+    /// # Errors
+    /// [`DeviceError::Lost`]: they are no more.
+    pub(crate) async fn bring_with<T: Send + 'static>(
+        self,
+        room: Option<Room>,
+        with: T,
+    ) -> Result<Option<Brought>, DeviceError> {
         let (tell, told) = oneshot::channel();
         let limit = self.device.patience().copy;
-        let here = Brought { bytes: self.device.staging(self.frame.len()), _room: room };
-        self.device.download(self.frame, here, move |ended| {
+        let brought = Brought { bytes: self.device.staging(self.frame.len()), _room: room };
+        self.device.download(self.frame, Bringing { brought, with }, move |ended| {
             // Whoever asked may be waiting no longer.
-            let _ = tell.send(ended);
+            let _ = tell.send(ended.map(Bringing::end));
         });
         match timeout(limit, told).await {
             Ok(Ok(Err(error @ DeviceError::Lost { .. }))) => Err(error),

@@ -22,6 +22,15 @@ struct Frames {
     back: Vec<Return>,
 }
 
+/// A frame that something reads. Dropped after that has let go of it, it is free.
+struct Back(Returns);
+
+impl Drop for Back {
+    fn drop(&mut self) {
+        self.0.push(Return::Write(WriteTicket::OF_NONE));
+    }
+}
+
 impl Passing {
     /// Makes use of what a memory has set aside; none where that is nothing.
     pub(crate) fn of(memory: &Memory) -> Option<Passing> {
@@ -54,12 +63,13 @@ impl Passing {
         Some(guards)
     }
 
-    /// Has the bytes of a block that has come be brought to the host's memory. None where its GPU does not give them in time: then its frame is not
-    /// taken again, as something may read it still.
+    /// Has the bytes of a block that has come be brought to the host's memory. None where its GPU does not give them in time: then its frame is
+    /// taken again when the GPU has let go of it.
     pub(crate) async fn bring(&self, block: Verified) -> Option<(BlockHeader, Brought)> {
-        let (Frame::Gpu(frame), header) = block.take()? else { return None };
-        let brought = frame.bring(None).await.ok().flatten()?;
-        self.returns.push(Return::Write(WriteTicket::OF_NONE));
+        let (frame, header) = block.take()?;
+        let back = Back(self.returns.clone());
+        let Frame::Gpu(frame) = frame else { return None };
+        let brought = frame.bring_with(None, back).await.ok().flatten()?;
         Some((header, brought))
     }
 

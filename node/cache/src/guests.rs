@@ -170,14 +170,15 @@ impl<B: Clone, W> Guests<B, W> {
         }
     }
 
-    /// A block that was to be fetched is here. It is kept if it may be seen by the map at hand; returns who waits for it.
-    pub fn came(&mut self, key: &GuestKey, block: B, bytes: u64) -> Vec<W> {
-        let Some(Coming { slot, waiting, is_over }) = self.coming.remove(key) else { return Vec::new() };
+    /// A block that was to be fetched is here. It is kept if it may be seen by the map at hand; returns who waits for it. None if it was not to
+    /// come any more: it has by another way, or was given up.
+    pub fn came(&mut self, key: &GuestKey, block: B, bytes: u64) -> Option<Vec<W>> {
+        let Coming { slot, waiting, is_over } = self.coming.remove(key)?;
         self.waiting -= waiting.len();
         if !is_over && self.may_stay(key, slot) {
             self.keep(*key, Kept { block, bytes, slot, turn: 0, is_again: waiting.len() > 1 });
         }
-        waiting
+        Some(waiting)
     }
 
     /// A block that was to be fetched did not come; returns who waits for it.

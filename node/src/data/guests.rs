@@ -251,9 +251,10 @@ impl Errand {
             let Some((wanted, _)) = self.left.front().copied() else { break };
             match self.take(&mut fetching, (one, &mut sight), &wanted, (tenant, era)).await? {
                 Some(guest) => {
-                    self.counters.guest_came(guest.header.payload_bytes);
-                    if let Some(book) = &self.view.guests {
-                        book.came(&wanted, guest);
+                    let bytes = guest.header.payload_bytes;
+                    // It may have come to the GPU too.
+                    if self.view.guests.as_ref().is_some_and(|book| book.came(&wanted, guest)) {
+                        self.counters.guest_came(bytes);
                     }
                 }
                 None => self.lacks(&wanted),

@@ -7,6 +7,7 @@ use crate::data::content::OnGpu;
 use crate::data::counters::{add, count};
 use crate::data::fetch::Found;
 use crate::data::plane::DataPlane;
+use crate::data::receive::as_guest;
 use crate::data::turns::Turn;
 use crate::guards::Lent;
 use crate::links::{Instead, Parcel};
@@ -15,18 +16,20 @@ use crate::view::Serving;
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::data::{
     About, Accept, Ack, DataReply, DataRequest, FetchRequest, MAX_BLOCKS_PER_TRANSFER, PullRequest, Run,
-    StoreBlock, StoreRequest, Stored,
+    StoreRequest, Stored,
 };
 use kvhive_protocol::handshake::Role;
-use kvhive_protocol::{BlockKey, DeviceId, MemberId, Slot, WireError};
+use kvhive_protocol::{DeviceId, MemberId, Slot, WireError};
 use kvhive_spans::Span;
 use kvhive_wire::Peer;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// What has not gone from GPU to GPU within this is sent in what is left of the asker's time, which is twice as much.
+/// What has not gone from GPU to GPU within this, and within half of the time that is left to the asker, is sent in the rest.
 pub(super) const PUSH_LIMIT: Duration = Duration::from_secs(1);
+/// With less than this nothing begins to go so: the slots of both GPUs may be waited for as long.
+const LEAST_PUSH: Duration = Duration::from_millis(200);
 
 /// Blocks on a GPU that a pull is for: where each is in it, and its slot.
 struct Push {
@@ -65,10 +68,11 @@ impl DataPlane {
         let read = |reply| DeviceMessage::Read { tenant, keys, reply };
         let mut lent = self.ask(span, fetch.device, read).await?;
         let most = self.passing(fetch.device).map_or(usize::MAX, Passing::all);
-        let push = Push::out_of(&mut lent, &fetch, most);
+        let by = pushed_by(Instant::now(), until);
+        let push = by.and_then(|by| Some((by, Push::out_of(&mut lent, &fetch, most)?)));
         let has_waited = push.is_some();
-        if let Some(push) = push {
-            self.push(span, (&serving, to, until), (&fetch, &mut turn), push, &mut lent).await;
+        if let Some((by, push)) = push {
+            self.push(span, (&serving, to, by), (&fetch, &mut turn), push, &mut lent).await;
         }
         let found = self.found(span, (begun, until), fetch, (start, turn), lent).await?;
         Ok(found.given_to(Some(to)).after_others(has_waited))
@@ -78,7 +82,7 @@ impl DataPlane {
     async fn push(
         &self,
         span: &Span,
-        (serving, to, until): (&Serving, DeviceId, Instant),
+        (serving, to, by): (&Serving, DeviceId, Instant),
         (fetch, turn): (&FetchRequest, &mut Option<Turn>),
         push: Push,
         lent: &mut [Option<Lent>],
@@ -94,10 +98,7 @@ impl DataPlane {
             layout: None,
             about: About::default(),
             runs: blocks.iter().map(|(_, slot, _)| Run { slot: *slot, keys: 1 }).collect(),
-            blocks: blocks
-                .iter()
-                .map(|(_, _, block)| StoreBlock { header: *block.header(), parent: BlockKey::NONE })
-                .collect(),
+            blocks: blocks.iter().map(|(_, _, block)| as_guest(*block.header())).collect(),
         };
         let (begun, request) = (Instant::now(), DataRequest::Store(store));
         let on_gpu: Vec<Arc<OnGpu>> = blocks.iter().map(|(_, _, block)| block.clone()).collect();
@@ -111,7 +112,7 @@ impl DataPlane {
             on_gpu: &on_gpu,
             payload: &[],
             places: &[],
-            deadline: until.min(begun + PUSH_LIMIT),
+            deadline: by,
         };
         let mut taken = vec![false; blocks.len()];
         match self.replicator.links.carry_on_gpu(&parcel).await {
@@ -141,6 +142,12 @@ impl DataPlane {
     }
 }
 
+/// Says by when blocks are to have gone from GPU to GPU; none where that leaves too little for it, or for what is sent after it.
+fn pushed_by(now: Instant, until: Instant) -> Option<Instant> {
+    let half = until.saturating_duration_since(now) / 2;
+    (half >= LEAST_PUSH).then(|| now + half.min(PUSH_LIMIT))
+}
+
 impl Push {
     /// Takes those out of what was lent that lie on a GPU and that the asker can read as they are, so many at most; none where there are none.
     fn out_of(lent: &mut [Option<Lent>], fetch: &FetchRequest, most: usize) -> Option<Push> {
@@ -165,4 +172,23 @@ impl Push {
 
 fn header_of(lent: &Option<Lent>) -> Option<Codec> {
     lent.as_ref().map(|lent| lent.header().codec)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_much_time_is_left_for_the_other_way_however_late_it_begins() {
+        let now = Instant::now();
+        let given = |left: u64| {
+            let by = pushed_by(now, now + Duration::from_millis(left))?;
+            Some(by.duration_since(now).as_millis())
+        };
+        assert_eq!(given(2000), Some(1000));
+        assert_eq!(given(5000), Some(1000));
+        assert_eq!(given(900), Some(450), "its turn took more than a second");
+        assert_eq!((given(400), given(399), given(0)), (Some(200), None, None));
+        assert_eq!(pushed_by(now + Duration::from_secs(1), now), None, "it is over");
+    }
 }

@@ -8,10 +8,10 @@ use crate::data::pull::PUSH_LIMIT;
 use crate::data::store::{Taken, Task, landed};
 use crate::guards::WriteGuard;
 use kvhive_cache::GuestKey;
-use kvhive_protocol::data::{DataReply, ReceiveRequest, Refusal, StoreRequest, Stored};
+use kvhive_protocol::data::{DataReply, ReceiveRequest, Refusal, StoreBlock, StoreRequest, Stored};
 use kvhive_protocol::handshake::Role;
 use kvhive_protocol::pairs::TransferId;
-use kvhive_protocol::{BlockHeader, MemberId, WireError};
+use kvhive_protocol::{BlockHeader, ClusterMap, MemberId, WireError};
 use kvhive_spans::Span;
 use kvhive_wire::Peer;
 use std::time::Duration;
@@ -35,6 +35,21 @@ pub(super) fn all_on_gpu(reserved: Vec<Reserved>) -> Option<Vec<WriteGuard>> {
     reserved.into_iter().map(guard).collect()
 }
 
+/// Announces a block as a guest, which no shard keeps: as its own parent, which none that a shard keeps is.
+pub(super) fn as_guest(header: BlockHeader) -> StoreBlock {
+    StoreBlock { header, parent: header.key }
+}
+
+fn is_guest(block: &StoreBlock) -> bool {
+    block.parent == block.header.key
+}
+
+/// Says whether blocks are of eras that stand by a map.
+fn have_their_eras(map: &ClusterMap, headers: &[BlockHeader]) -> bool {
+    let era = |header: &BlockHeader| map.tenants.get(&header.tenant).map(|tenant| tenant.era);
+    headers.iter().all(|header| era(header) == Some(header.era))
+}
+
 impl DataPlane {
     /// Serves a receive: takes frames of the GPU for all blocks, waits for their bytes, and goes on as a store does. Where some would go
     /// elsewhere, or are here, nothing is carried: the asker sends them.
@@ -51,7 +66,10 @@ impl DataPlane {
                 what: "send blocks from another's GPU".to_owned(),
             });
         }
-        if let Some(wanted) = self.are_awaited(transfer.sender.member, &store) {
+        if store.blocks.iter().any(is_guest) {
+            let wanted = self.are_awaited(transfer.sender.member, &store);
+            // They may have been until just now. What a shard keeps is announced otherwise, whoever is a replica by now.
+            let wanted = wanted.ok_or_else(|| not_carried("nobody here waits for these guests"))?;
             return self.receive_guests(span, transfer, store, wanted).await;
         }
         let (moved, given_by) = (store.moved, store.moved.then_some(store.epoch));
@@ -76,7 +94,9 @@ impl DataPlane {
 
     /// Returns the guests that a copy is of, if it is of what this node has asked its sender for.
     fn are_awaited(&self, sender: MemberId, store: &StoreRequest) -> Option<Vec<GuestKey>> {
-        let book = self.view.guests.as_ref().filter(|_| !store.moved)?;
+        let book = self.view.guests.as_ref()?;
+        let are_guests = !store.moved && store.blocks.iter().all(is_guest);
+        let book = are_guests.then_some(book)?;
         book.awaited_as(sender, store.blocks.iter().map(|block| &block.header))
     }
 
@@ -100,6 +120,10 @@ impl DataPlane {
         let rooms: Option<Vec<_>> = headers.iter().map(|header| book.room(header.payload_bytes)).collect();
         let rooms = rooms.ok_or_else(|| not_carried("there is no room for more guests"))?;
         let guards = passing.take(&headers).ok_or_else(|| not_carried("all frames for guests are taken"))?;
+        // Only now: these frames are wiped for an era that ends later, and one that ended before shows here.
+        if !self.view.serving().is_some_and(|newest| have_their_eras(&newest.map, &headers)) {
+            return Err(not_carried("their era has ended"));
+        }
         let mut receiving = span.part("receive guests");
         receiving.note("kvhive.blocks", headers.len());
         let arrived =
@@ -122,8 +146,9 @@ impl DataPlane {
                 continue;
             };
             let bytes = Zeroizing::new(brought.bytes().to_vec());
-            self.counters.guest_came(header.payload_bytes);
-            book.came(&key, Guest { header, bytes, _room: room });
+            if book.came(&key, Guest { header, bytes, _room: room }) {
+                self.counters.guest_came(header.payload_bytes);
+            }
             blocks.push(Stored::Kept { copies: 1, already: false });
         }
         Ok(DataReply::Stored { epoch: serving.map.epoch, blocks })

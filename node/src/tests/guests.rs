@@ -35,7 +35,7 @@ pub(super) async fn only_the_first_is_a_replica(coordinator: &FakeCoordinator, n
 }
 
 /// Waits until all nodes serve by the newest map.
-async fn know(coordinator: &FakeCoordinator, nodes: &[NodeHandle]) {
+pub(super) async fn know(coordinator: &FakeCoordinator, nodes: &[NodeHandle]) {
     let epoch = coordinator.epoch();
     for node in nodes {
         eventually("every node knows the newest map", || epoch_of(node) >= Some(epoch)).await;

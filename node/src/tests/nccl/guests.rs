@@ -1,108 +1,174 @@
 //! Guests that come from a replica's GPU to that of the node which keeps them.
 
-use super::super::asker::kept;
-use super::super::coordinator::FakeCoordinator;
-use super::super::guests::only_the_first_is_a_replica;
+use super::super::asker::{Asker, kept, key};
+use super::super::coordinator::{FakeCoordinator, TENANT};
+use super::super::guests::{know, only_the_first_is_a_replica};
 use super::super::share::ask_as_node;
 use super::super::{KIB, Setup, eventually};
 use super::groups::has_made_up_its_mind;
-use super::{
-    BOTH, CARRIES_WITHIN, FIRST, NodeHandle, SECOND, Wrong, blocks, by_nccl, gone_by, in_order, tells,
-};
+use super::{BOTH, CARRIES_WITHIN, FIRST, NodeHandle, SECOND, Wrong, blocks, by_nccl, gone_by, in_order};
 use futures_util::future::join_all;
-use kvhive_protocol::data::{Ack, DataReply, DataRequest, ReceiveRequest, StoreRequest};
-use kvhive_protocol::links::PairState;
+use kvhive_cache::GuestKey;
+use kvhive_protocol::data::{Accept, Ack, DataRequest, ReceiveRequest, StoreRequest};
+use kvhive_protocol::map::ReplicaSet;
 use kvhive_protocol::pairs::TransferId;
-use kvhive_protocol::{DeviceId, Generation};
+use kvhive_protocol::{BlockKey, DeviceId, Era, Generation, MemberId, Slot, WireError};
+use kvhive_wire::Fault;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::time::timeout;
 
 /// As long as a node waits for a replica.
 const LIMIT: Duration = Duration::from_secs(2);
 const LIMIT_MS: u32 = 2000;
+const BLOCK_BYTES: u64 = 64 * KIB as u64;
 
-/// Nodes of which the first alone is a replica, and holds so many blocks.
-async fn with_blocks<const N: usize>(setup: &Setup, count: u64) -> (FakeCoordinator, [NodeHandle; N]) {
+/// Nodes of which the first alone is a replica.
+async fn with_one_replica<const N: usize>(setup: &Setup) -> (FakeCoordinator, [NodeHandle; N]) {
     let (coordinator, nodes) = in_order([setup; N]).await;
     only_the_first_is_a_replica(&coordinator, &nodes).await;
-    let stored = nodes[0].ask().await.store(&blocks(0, count), Ack::All).await;
-    assert_eq!(stored, Ok(vec![kept(1); count as usize]));
     (coordinator, nodes)
 }
 
-/// Returns how many pairs a node could send over.
-fn ready(node: &NodeHandle) -> usize {
-    let pairs = node.plane.replicator.links.pairs();
-    pairs.iter().flat_map(|gpu| &gpu.pairs).filter(|pair| pair.state == PairState::Ready).count()
+fn member(node: &NodeHandle) -> MemberId {
+    node.member().expect("it is a member")
+}
+
+fn device(node: &NodeHandle) -> DeviceId {
+    DeviceId::new(member(node), 0)
 }
 
 /// Returns how many frames are free that guests pass.
 fn passing(node: &NodeHandle) -> u32 {
-    let own = DeviceId::new(node.member().expect("it is a member"), 0);
-    node.plane.passing(own).expect("its GPU has some").free()
+    node.plane.passing(device(node)).expect("its GPU has some").free()
 }
 
 fn bytes(number: u64) -> Vec<u8> {
     blocks(number, 1).remove(0).bytes
 }
 
+fn failures(node: &NodeHandle) -> u64 {
+    node.counted(|counters| &counters.guest_failures)
+}
+
+/// Has a node's client read blocks that the first node was just given, from this number on; says whether all came. One that does not has cost
+/// all the time that there was, or what the node told the first one: no block is missing for any other reason.
+async fn visit(asker: &mut Asker, node: &NodeHandle, numbers: &[u64], of: &str) -> bool {
+    let (begun, before) = (Instant::now(), failures(node));
+    let visit = asker.visit(numbers, LIMIT_MS);
+    let answer = timeout(CARRIES_WITHIN, visit).await.expect("it is answered").expect("it is not refused");
+    // A node of whom there is a busy machine's time left is told in whole milliseconds, and takes less.
+    let is_late = begun.elapsed() >= LIMIT * 9 / 10;
+    for (number, one) in numbers.iter().zip(&answer) {
+        match one {
+            Some(found) => assert!(*found == bytes(*number), "{of}: block {number} is another"),
+            None => assert!(is_late || failures(node) > before, "{of}: block {number} went no other way"),
+        }
+    }
+    answer.iter().all(Option::is_some)
+}
+
+/// Has a node's client read block after block, from this number on, until one has come from GPU to GPU; returns the number of that. Those before
+/// go by TCP: there is no pair yet, or a busy machine is not in time.
+async fn comes_by_nccl(source: &NodeHandle, node: &NodeHandle, asker: &mut Asker, from: u64) -> u64 {
+    let (begun, before) = (Instant::now(), gone_by(source, "nccl"));
+    let mut writer = source.ask().await;
+    for number in from.. {
+        assert_eq!(writer.store(&blocks(number, 1), Ack::All).await, Ok(vec![kept(1)]));
+        let came = visit(asker, node, &[number], "nothing goes wrong").await;
+        if came && gone_by(source, "nccl") > before {
+            return number;
+        }
+        let pairs = || source.plane.replicator.links.pairs();
+        assert!(begun.elapsed() < CARRIES_WITHIN, "nothing goes by NCCL: {:?}", pairs());
+        eventually("a pair stands, or is found to be of no use", || has_made_up_its_mind(source)).await;
+    }
+    unreachable!("there are more numbers than time")
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn guests_come_from_gpu_to_gpu_once_a_pair_stands() {
-    let (_coordinator, nodes) = with_blocks::<3>(&by_nccl(), 9).await;
+    let (_coordinator, nodes) = with_one_replica::<3>(&by_nccl()).await;
     let free = passing(&nodes[1]);
-    let mut askers = [nodes[1].ask().await, nodes[2].ask().await];
-    for (at, asker) in askers.iter_mut().enumerate() {
-        assert!(asker.visit(&[0], LIMIT_MS).await == Ok(vec![Some(bytes(0))]), "by TCP meanwhile");
-        eventually("a pair stands", || ready(&nodes[0]) == at + 1).await;
-    }
-    let before = gone_by(&nodes[0], "nccl");
-    let numbers: Vec<u64> = (1..9).collect();
-    let all: Vec<_> = numbers.iter().map(|number| Some(bytes(*number))).collect();
-    // Both at the same time.
-    let visits = askers.iter_mut().map(|asker| asker.visit(&numbers, LIMIT_MS));
-    for came in join_all(visits).await {
-        assert!(came.as_ref() == Ok(&all), "{:?}", came.map(|came| came.iter().flatten().count()));
-    }
-    assert_eq!((before, gone_by(&nodes[0], "nccl")), (0, 2 * 8 * 64 * KIB as u64));
-    assert_eq!(gone_by(&nodes[0], "tcp"), 2 * 64 * KIB as u64);
-    let sent = nodes[0].counted(|counters| &counters.fetched_bytes);
-    assert_eq!(sent, 2 * 9 * 64 * KIB as u64, "each block has left it once for each node");
+    let mut last = 0;
     for node in &nodes[1..] {
-        assert_eq!(node.counted(|counters| &counters.guests_came), 9);
-        assert_eq!(node.counted(|counters| &counters.guest_failures), 0);
+        let mut asker = node.ask().await;
+        let came = || node.counted(|counters| &counters.guests_came);
+        let first = last + 1;
+        last = comes_by_nccl(&nodes[0], node, &mut asker, first).await;
+        assert!(came() <= last + 1 - first, "each is counted once, whichever way it came");
         eventually("all frames are free again", || passing(node) == free).await;
         let stats = node.shard_stats().await;
         assert_eq!((stats.blocks(), stats.filling, stats.evicted), (0, 0, 0), "no shard knows them");
-        let line = "nccl_transfers_total{device=\"0\",direction=\"received\",outcome=\"done\"} 1";
-        tells(node, line).await;
+        // From here on it is at hand.
+        let sent = || nodes[0].counted(|counters| &counters.fetched_bytes);
+        let before = sent();
+        assert!(visit(&mut asker, node, &[last], "it is here").await);
+        assert_eq!(sent(), before);
     }
     nodes[0].settles("nobody reads", |stats| stats.readers == 0).await;
-    // From here on they are at hand.
-    assert!(askers[0].visit(&numbers, LIMIT_MS).await == Ok(all));
-    assert_eq!(nodes[0].counted(|counters| &counters.fetched_bytes), sent);
+    let gone = gone_by(&nodes[0], "nccl") + gone_by(&nodes[0], "tcp");
+    let sent = nodes[0].counted(|counters| &counters.fetched_bytes);
+    assert_eq!(gone, sent, "each has left it by one way");
+    assert!(sent <= last * BLOCK_BYTES, "and once");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn guests_find_frames_where_all_of_the_tier_are_blocks() {
     let setup = Setup { device_frames: 4, ..by_nccl() };
-    let (_coordinator, nodes) = with_blocks::<2>(&setup, 4).await;
-    let mut asker = nodes[1].ask().await;
-    assert!(asker.visit(&[0], LIMIT_MS).await == Ok(vec![Some(bytes(0))]));
-    eventually("a pair stands", || ready(&nodes[0]) == 1).await;
-    let stats = nodes[1].shard_stats().await;
-    assert_eq!(stats.device.capacity_bytes, 4 * 64 * KIB as u64, "those that are set aside are none of it");
-    assert!(asker.visit(&[1, 2, 3], LIMIT_MS).await == Ok((1..4).map(|one| Some(bytes(one))).collect()));
-    assert_eq!(gone_by(&nodes[0], "nccl"), 3 * 64 * KIB as u64);
+    let (coordinator, nodes) = with_one_replica::<2>(&setup).await;
+    let own_slot = Slot(1);
+    coordinator.change(|map| {
+        Arc::make_mut(&mut map.slots)[usize::from(own_slot.0)] = ReplicaSet(vec![device(&nodes[1])]);
+    });
+    know(&coordinator, &nodes).await;
+    let mut writer = nodes[1].ask().await;
+    writer.slot = own_slot;
+    writer.epoch = coordinator.epoch();
+    assert_eq!(writer.store(&blocks(1000, 4), Ack::All).await, Ok(vec![kept(1); 4]));
+    let full = async || {
+        let stats = nodes[1].shard_stats().await;
+        assert_eq!(stats.device.capacity_bytes, 4 * BLOCK_BYTES, "those that are set aside are none of it");
+        assert_eq!((stats.device.blocks, stats.evicted), (4, 0));
+    };
+    full().await;
+    comes_by_nccl(&nodes[0], &nodes[1], &mut nodes[1].ask().await, 1).await;
+    full().await;
+}
+
+/// Announces blocks to a node as another one does whose GPU sends them; returns why they are not taken.
+async fn refusal(to: &NodeHandle, from: &NodeHandle, (number, is_guest): (u64, bool)) -> String {
+    let mut asker = ask_as_node(to, u64::from(member(from).0)).await;
+    let DataRequest::Store(mut store) = asker.store_request(&blocks(number, 1), Ack::Primary) else {
+        unreachable!("it is one")
+    };
+    for block in &mut store.blocks {
+        block.parent = if is_guest { block.header.key } else { BlockKey::NONE };
+    }
+    let store = StoreRequest { copy: true, device: device(to), ..store };
+    let transfer = TransferId { number, sender: device(from), generation: Generation(1) };
+    let answer = asker.exchange(&DataRequest::Receive(ReceiveRequest { store, transfer }), &[]).await;
+    match answer {
+        Err(Fault::Refused(WireError::NotCarried { why })) => why,
+        other => panic!("nothing was sent: {other:?}"),
+    }
+}
+
+const NOBODY: &str = "nobody here waits for these guests";
+const ENDED: &str = "their era has ended";
+
+fn of_era(number: u64, era: Era) -> GuestKey {
+    GuestKey { tenant: TENANT, era, key: key(number), accept: Accept::Stored }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn as_many_guests_as_there_are_frames_go_by_nccl_and_none_of_it_counts_as_slow() {
     const COUNT: u64 = 20;
-    let (_coordinator, nodes) = with_blocks::<2>(&by_nccl(), 1).await;
+    let (_coordinator, nodes) = with_one_replica::<2>(&by_nccl()).await;
     let frames = u64::from(passing(&nodes[1]));
     assert!(frames < COUNT);
     let (mut writer, mut asker) = (nodes[0].ask().await, nodes[1].ask().await);
-    assert!(asker.visit(&[0], LIMIT_MS).await == Ok(vec![Some(bytes(0))]), "by TCP meanwhile");
-    eventually("a pair stands", || ready(&nodes[0]) == 1).await;
+    comes_by_nccl(&nodes[0], &nodes[1], &mut asker, 100_000).await;
     let read = &nodes[0].devices[0].traffic;
     let told = || (read.fetches().count(), read.tell(nodes[0].view.now()).read_bytes);
     let began = Instant::now();
@@ -119,69 +185,79 @@ async fn as_many_guests_as_there_are_frames_go_by_nccl_and_none_of_it_counts_as_
             continue;
         }
         assert!(came.into_iter().eq(numbers.iter().map(|number| Some(bytes(*number)))));
-        assert_eq!(gone, frames * 64 * KIB as u64);
+        assert_eq!(gone, frames * BLOCK_BYTES);
         // Counted when the answer has been sent, which its asker may have before.
-        eventually("all of it is counted", || told().1 == given + COUNT * 64 * KIB as u64).await;
+        eventually("all of it is counted", || told().1 == given + COUNT * BLOCK_BYTES).await;
         assert_eq!(told().0, fetches, "how long it waits is the pair's");
         break;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_nobody_has_asked_for_is_no_guest() {
-    let (_coordinator, nodes) = with_blocks::<2>(&by_nccl(), 1).await;
-    let [first, second] = nodes.each_ref().map(|node| node.member().expect("it is a member"));
-    let mut asker = ask_as_node(&nodes[1], u64::from(first.0)).await;
-    let DataRequest::Store(store) = asker.store_request(&blocks(7, 1), Ack::Primary) else {
-        unreachable!("it is one")
-    };
-    let store = StoreRequest { copy: true, device: DeviceId::new(second, 0), ..store };
-    let transfer = TransferId { number: 1, sender: DeviceId::new(first, 0), generation: Generation(1) };
-    let answer = asker.exchange(&DataRequest::Receive(ReceiveRequest { store, transfer }), &[]).await;
-    assert!(!matches!(answer, Ok(DataReply::Stored { .. })), "{answer:?}");
+async fn what_nobody_waits_for_is_no_guest_nor_a_copy_for_a_replica() {
+    // Both are replicas of all: what is not announced as a guest is a copy.
+    let (_coordinator, nodes) = in_order([&by_nccl(); 2]).await;
+    assert_eq!(refusal(&nodes[1], &nodes[0], (7, true)).await, NOBODY);
+    let book = nodes[1].plane.view.guests.as_ref().expect("it keeps some");
+    let awaited = book.awaits(member(&nodes[0]), [of_era(7, Era(1))].into_iter());
+    let free = passing(&nodes[1]);
+    assert_ne!(refusal(&nodes[1], &nodes[0], (7, true)).await, NOBODY, "its bytes did not come");
+    eventually("its frame is free again", || passing(&nodes[1]) == free).await;
+    drop(awaited);
+    assert_eq!(refusal(&nodes[1], &nodes[0], (7, true)).await, NOBODY, "it was given up");
     assert_eq!(nodes[1].counted(|counters| &counters.guests_came), 0);
+    assert_ne!(refusal(&nodes[1], &nodes[0], (8, false)).await, NOBODY);
+    nodes[1].settles("nobody writes", |stats| stats.blocks() as u64 + stats.filling as u64 == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_of_an_ended_era_comes_to_no_frame() {
+    let (coordinator, nodes) = with_one_replica::<2>(&by_nccl()).await;
+    let book = nodes[1].plane.view.guests.as_ref().expect("it keeps some");
+    let keys = [of_era(7, Era(1)), of_era(8, Era(1))];
+    let _awaited = book.awaits(member(&nodes[0]), keys.into_iter()).expect("nobody does yet");
+    let free = passing(&nodes[1]);
+    assert_ne!(refusal(&nodes[1], &nodes[0], (7, true)).await, ENDED);
+    // The source goes by a map of before.
+    coordinator.keep_behind(Some(member(&nodes[0])));
+    let (_, epoch) = coordinator.clear();
+    eventually("it is known here", || {
+        nodes[1].plane.view.serving().is_some_and(|serving| serving.map.epoch >= epoch)
+    })
+    .await;
+    assert_eq!(refusal(&nodes[1], &nodes[0], (8, true)).await, ENDED);
+    eventually("all frames are free", || passing(&nodes[1]) == free).await;
+    eventually("nothing is left", || nodes[1].inside.memories[0].unwiped_bytes() == 0).await;
 }
 
 /// A replica and two nodes whose clients want the same at the same time, in one of whose workers something goes wrong once, in this call after
-/// whatever it takes to come to that: each is answered in time, by the right bytes or a miss, and nobody's frames are lost.
+/// whatever it takes to come to that: each is given the right bytes, by another way where one fails, and nobody's frames are lost.
 async fn visits_go_on(node: &'static str, call: &str, wrong: &str) {
     let setup = Setup { wrong: Some(Wrong::at(node, wrong)), ..by_nccl() };
     let planned = setup.wrong.as_ref().expect("something goes wrong");
-    let (_coordinator, nodes) = with_blocks::<3>(&setup, 1).await;
+    let (_coordinator, nodes) = with_one_replica::<3>(&setup).await;
     let free = [1, 2].map(|at| passing(&nodes[at]));
     let mut writer = nodes[0].ask().await;
     let mut askers = [nodes[1].ask().await, nodes[2].ask().await];
-    let (began, mut came, mut batches) = (Instant::now(), 0, 0);
-    // On a busy machine a pair may have to be made more than once before it comes to that.
-    while batches < 8 || !planned.has_come_to(call) {
-        assert!(began.elapsed() < CARRIES_WITHIN, "{wrong} at {node}: it has not come to that");
+    let of = format!("{wrong} at {node}");
+    let (began, mut batches, mut is_whole) = (Instant::now(), 0, false);
+    // On a busy machine a pair may have to be made more than once before it comes to that. What comes after it is whole, if there is time.
+    while batches < 8 || !planned.has_come_to(call) || !is_whole {
+        assert!(began.elapsed() < CARRIES_WITHIN, "{of}: it has not come to that, or nothing is whole");
+        let has_come = planned.has_come_to(call);
         let numbers = [1 + batches * 2, 2 + batches * 2];
         assert_eq!(writer.store(&blocks(numbers[0], 2), Ack::All).await, Ok(vec![kept(1); 2]));
-        let visits = askers.iter_mut().map(|asker| async {
-            let begun = Instant::now();
-            (asker.visit(&numbers, LIMIT_MS).await, begun.elapsed())
-        });
-        for (answer, took) in join_all(visits).await {
-            assert!(
-                took <= LIMIT + Duration::from_millis(100),
-                "{wrong} at {node}, batch {batches}: {took:?}"
-            );
-            for (number, one) in numbers.iter().zip(answer.expect("it is answered")) {
-                came += usize::from(one.is_some());
-                assert!(one.is_none_or(|found| found == bytes(*number)), "{wrong} at {node}: block {number}");
-            }
-        }
+        let visits =
+            askers.iter_mut().zip(&nodes[1..]).map(|(asker, node)| visit(asker, node, &numbers, &of));
+        is_whole = join_all(visits).await.into_iter().all(|all_came| all_came) && has_come;
         eventually("pairs stand, or are found to be of no use", || has_made_up_its_mind(&nodes[0])).await;
-        if batches >= 8 {
-            tokio::time::sleep(Duration::from_millis(25)).await;
-        }
         batches += 1;
     }
     for (node, free) in nodes[1..].iter().zip(free) {
         eventually("all frames are free again", || passing(node) == free).await;
     }
     nodes[0].settles("nobody reads", |stats| stats.readers == 0).await;
-    println!("{wrong} at {node}: {came} of {} came", batches * 4);
+    println!("{of}: {batches} batches");
 }
 
 macro_rules! calls {
