@@ -100,7 +100,7 @@ impl DataPlane {
             runs: blocks.iter().map(|(_, slot, _)| Run { slot: *slot, keys: 1 }).collect(),
             blocks: blocks.iter().map(|(_, _, block)| as_guest(*block.header())).collect(),
         };
-        let (begun, request) = (Instant::now(), DataRequest::Store(store));
+        let request = DataRequest::Store(store);
         let on_gpu: Vec<Arc<OnGpu>> = blocks.iter().map(|(_, _, block)| block.clone()).collect();
         let source = fetch.device;
         let parcel = Parcel {
