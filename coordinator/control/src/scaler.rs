@@ -318,7 +318,9 @@ mod tests {
         }
         let more = learn(&mut scaler, 12..60);
         for one in more.iter().filter(|one| one.ahead_s <= 3600) {
-            assert!(one.is_bounded() && one.mase().is_some() && one.coverage().is_some(), "{one:?}");
+            assert!(one.is_bounded() && one.coverage().is_some(), "{one:?}");
+            // As much is covered all the time: there is nothing to compare with.
+            assert_eq!(one.mase().is_some(), one.figure != "reuse", "{one:?}");
             assert!((one.low_milli..=one.high_milli).contains(&one.value_milli), "{one:?}");
         }
     }
