@@ -207,7 +207,7 @@ async fn what_nobody_waits_for_is_no_guest_nor_a_copy_for_a_replica() {
     assert_eq!(refusal(&nodes[1], &nodes[0], (7, true)).await, NOBODY, "it was given up");
     assert_eq!(nodes[1].counted(|counters| &counters.guests_came), 0);
     assert_ne!(refusal(&nodes[1], &nodes[0], (8, false)).await, NOBODY);
-    nodes[1].settles("nobody writes", |stats| stats.blocks() as u64 + stats.filling as u64 == 0).await;
+    nodes[1].settles("nobody writes", |stats| stats.blocks() + stats.filling == 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
