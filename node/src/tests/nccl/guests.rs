@@ -2,6 +2,7 @@
 
 use super::super::asker::{Asker, kept, key};
 use super::super::coordinator::{FakeCoordinator, TENANT};
+use super::super::gpu;
 use super::super::guests::{know, only_the_first_is_a_replica};
 use super::super::share::ask_as_node;
 use super::super::{KIB, Setup, eventually};
@@ -228,6 +229,26 @@ async fn a_guest_of_an_ended_era_comes_to_no_frame() {
     assert_eq!(refusal(&nodes[1], &nodes[0], (8, true)).await, ENDED);
     eventually("all frames are free", || passing(&nodes[1]) == free).await;
     eventually("nothing is left", || nodes[1].inside.memories[0].unwiped_bytes() == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_that_its_gpu_does_not_give_costs_no_frame() {
+    if super::is_real() {
+        return;
+    }
+    let (_coordinator, nodes) = with_one_replica::<2>(&by_nccl()).await;
+    let passing = nodes[1].plane.passing(device(&nodes[1])).expect("its GPU has some");
+    let free = passing.free();
+    let header = blocks(7, 1).remove(0).header;
+    for _ in 0..2 {
+        let mut guards = passing.take(&[header]).expect("one is free");
+        let landing = guards.remove(0).verify_as(header.digest).expect("it is one of a GPU");
+        let block = landing.landed().await.expect("it is there");
+        assert_eq!(passing.free(), free - 1);
+        gpu::fail("cuStreamSynchronize", 1, 1);
+        assert!(passing.bring(block).await.is_none());
+        eventually("its frame is free", || passing.free() == free).await;
+    }
 }
 
 /// A replica and two nodes whose clients want the same at the same time, in one of whose workers something goes wrong once, in this call after
