@@ -9,7 +9,7 @@ use crate::fill::{Filler, Giving};
 use crate::guards::Lent;
 use crate::pace::Pacer;
 use crate::view::Serving;
-use crate::{MoveLimits, NodeHandle};
+use crate::{DeviceMemory, MoveLimits, NodeHandle};
 use kvhive_cache::Pass;
 use kvhive_protocol::data::{About, Ack, StoreBlock};
 use kvhive_protocol::emptying::{Displaced, Given};
@@ -348,7 +348,8 @@ async fn a_pass_goes_on_while_maps_of_other_things_come_that_the_target_has_not_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_sent_to_who_goes_by_an_older_map() {
-    let (coordinator, nodes, mut client, [old, new]) = one_of_two(Setup::default()).await;
+    let (coordinator, nodes, mut client, [old, new]) =
+        one_of_two(Setup { memory: DeviceMemory::Host, ..Setup::default() }).await;
     let blocks: Vec<Block> = (0..3).map(|number| Block::new(number, 4 * KIB)).collect();
     assert_eq!(client.store(&blocks, Ack::Primary).await, Ok(vec![kept(1); 3]));
     place(&coordinator, client.slot, &[old, new], &[]);
