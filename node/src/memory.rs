@@ -17,13 +17,20 @@ use tokio::runtime::Handle;
 /// As much is wiped at a time: a node that ends waits for no more, and requests have the memory to themselves between two times.
 const WIPE_BYTES: usize = 256 << 20;
 
+/// Frames of a GPU that are set aside for blocks of other nodes' slots, which pass them.
+#[derive(Clone, Copy, Default)]
+struct SetAside {
+    class: usize,
+    frame_bytes: u64,
+    frames: u32,
+}
+
 /// Arenas of one device. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Memory {
     device: DeviceTier,
     host: Arena,
-    /// Of which class frames of the GPU are set aside that blocks of other nodes' slots pass, of what size and how many.
-    passing: (usize, u64, u32),
+    passing: SetAside,
     pinned_bytes: u64,
     /// Somebody wipes it.
     is_wiped: Arc<Mutex<()>>,
@@ -72,7 +79,7 @@ impl Memory {
         Memory {
             device,
             host,
-            passing: (0, 0, 0),
+            passing: SetAside::default(),
             pinned_bytes: 0,
             is_wiped: Arc::default(),
             is_searched: Arc::default(),
@@ -160,12 +167,12 @@ impl Memory {
 
     /// Returns how many frames of its GPU are set aside.
     pub(crate) fn passing_frames(&self) -> u32 {
-        self.passing.2
+        self.passing.frames
     }
 
     /// Takes one of those that are set aside, as long as not more than these are taken so.
     pub(crate) fn take_passing(&self, bytes: u64) -> Option<Fresh> {
-        self.take_frame(Tier::Device, self.passing.0, bytes)
+        self.take_frame(Tier::Device, self.passing.class, bytes)
     }
 
     /// Calls stale what its frames hold: it is wiped when they are free.
@@ -262,9 +269,9 @@ impl Memory {
         };
         let mut frames: Vec<u32> = classes.iter().map(|class| class.frames).collect();
         if tier == Tier::Device
-            && let Some(of_class) = frames.get_mut(self.passing.0)
+            && let Some(of_class) = frames.get_mut(self.passing.class)
         {
-            *of_class -= self.passing.2;
+            *of_class -= self.passing.frames;
         }
         TierCapacity { frames }
     }
@@ -274,7 +281,7 @@ impl Memory {
         match (tier, &self.device) {
             (Tier::Device, DeviceTier::Host(arena)) => arena.total_bytes(),
             (Tier::Device, DeviceTier::Gpu(_, arena)) => {
-                let (_, frame_bytes, frames) = self.passing;
+                let SetAside { frame_bytes, frames, .. } = self.passing;
                 arena.total_bytes().saturating_sub(frame_bytes * u64::from(frames))
             }
             (Tier::Host, _) => self.host.total_bytes(),
@@ -320,11 +327,11 @@ fn watch(at: usize, device: &CudaDevice) {
 }
 
 /// Says of which class, of what size, and how many frames fit into so many bytes that any block may pass: of the largest.
-fn passing(config: &DeviceConfig, bytes: u64) -> (usize, u64, u32) {
+fn passing(config: &DeviceConfig, bytes: u64) -> SetAside {
     let largest = config.classes.iter().enumerate().max_by_key(|(_, class)| class.frame_bytes);
-    largest.map_or((0, 0, 0), |(at, class)| {
+    largest.map_or(SetAside::default(), |(at, class)| {
         let frames = u32::try_from(bytes / class.frame_bytes.max(1)).unwrap_or(u32::MAX);
-        (at, class.frame_bytes, frames)
+        SetAside { class: at, frame_bytes: class.frame_bytes, frames }
     })
 }
 
@@ -333,12 +340,12 @@ fn arena<S: Space>(
     config: &DeviceConfig,
     bytes: u64,
     device: &impl Device<Space = S>,
-    more: Option<(usize, u64, u32)>,
+    more: Option<SetAside>,
 ) -> Result<Arena<S>, ArenaError> {
     let sizes = config.classes.iter().zip(config.frames(bytes));
     let mut sizes: Vec<SizeClass> =
         sizes.map(|(class, frames)| SizeClass { frame_bytes: class.frame_bytes, frames }).collect();
-    if let Some((class, _, frames)) = more
+    if let Some(SetAside { class, frames, .. }) = more
         && let Some(class) = sizes.get_mut(class)
     {
         class.frames = class.frames.saturating_add(frames);
@@ -370,7 +377,7 @@ impl Memory {
             (Tier::Device, DeviceTier::Gpu(_, arena)) => arena.free_frames(ClassId(class as u8)),
             _ => self.host.free_frames(ClassId(class as u8)),
         };
-        let set_aside = if tier == Tier::Device { self.passing.2 } else { 0 };
+        let set_aside = if tier == Tier::Device { self.passing.frames } else { 0 };
         classes.map(free).sum::<u32>().saturating_sub(set_aside)
     }
 }
