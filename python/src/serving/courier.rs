@@ -6,7 +6,7 @@ use crate::connection::seconds;
 use crate::errors::Failure;
 use crate::regions::Use;
 use crate::serving::links::{self, Links, Place, layouts};
-use crate::serving::{now, planner};
+use crate::serving::{now, planner, store_limit};
 use crate::threads::Crew;
 use kvhive_client::Prefix;
 use kvhive_engines::courier::Names;
@@ -20,9 +20,6 @@ use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
-
-/// The longest that a store takes: nobody waits for it.
-const STORE_LIMIT: Duration = Duration::from_secs(10);
 
 /// Memory of Python that blocks of one group were fetched into, and the first of them.
 type Memory = (Py<PyAny>, usize);
@@ -40,6 +37,7 @@ struct Shared {
     crew: Crew,
     links: Links,
     block_bytes: Vec<u64>,
+    store_limit: Duration,
     /// Makes memory of so many bytes.
     allocate: Py<PyAny>,
     state: Mutex<State>,
@@ -181,7 +179,7 @@ impl Shared {
 
     async fn store(self: Arc<Self>, save: SaveId, saving: Saving, mut lent: Lent) {
         let Saving { names, group, blocks } = saving;
-        let kept = self.links.store(group, &names, &blocks, &mut lent, STORE_LIMIT).await;
+        let kept = self.links.store(group, &names, &blocks, &mut lent, self.store_limit).await;
         let shared = self.clone();
         self.crew.send(Box::new(move |_| {
             drop(lent);
@@ -252,6 +250,7 @@ impl EngineCourier {
                 crew: Crew::of_process()?,
                 links: Links::new(config, place, groups.clone()),
                 block_bytes,
+                store_limit: store_limit(wait),
                 allocate,
                 state: Mutex::new(State {
                     courier: Courier::new(groups, limits),

@@ -158,6 +158,9 @@ impl Links {
                     .outcomes
                     .iter()
                     .any(|outcome| matches!(outcome, FetchOutcome::Missed(MissReason::Unreachable)));
+                if is_late {
+                    self.note(format!("not all that was found came within {limit:?}"));
+                }
                 (report.delivered(), is_late)
             }
             Err(why) => {
@@ -176,7 +179,13 @@ impl Links {
         memory: &mut Lent,
         limit: Duration,
     ) -> Option<usize> {
-        let Ok(Some(spaces)) = timeout(limit, self.connect()).await else { return None };
+        let spaces = match timeout(limit, self.connect()).await {
+            Ok(spaces) => spaces?,
+            Err(_) => {
+                self.note(format!("no connection within {limit:?}"));
+                return None;
+            }
+        };
         let last = blocks.iter().map(|placed| placed.at as usize).max()?;
         let space = spaces[group].within(limit);
         let prefix = self.prefix(&space, group, names, last + 1);
@@ -198,8 +207,14 @@ impl Links {
                     if let Some(why) = report.outcomes.iter().find_map(|outcome| refusal(outcome, frames)) {
                         self.note(format!("a block of {} bytes is not stored: {why}", space.block_bytes()));
                     }
-                    is_silent &=
-                        report.outcomes.iter().all(|outcome| matches!(outcome, StoreOutcome::Unreachable));
+                    let late =
+                        report.outcomes.iter().filter(|one| matches!(one, StoreOutcome::Unreachable)).count();
+                    if late > 0 {
+                        self.note(format!(
+                            "{late} of {run} blocks are not stored: no answer within {limit:?}"
+                        ));
+                    }
+                    is_silent &= late == run;
                 }
                 Err(why) => self.note(why),
             }

@@ -7,7 +7,7 @@ use crate::errors::{Failure, Kind};
 use crate::regions::Use;
 use crate::serving::links::{self, Links, Place};
 use crate::serving::singles::Moved;
-use crate::serving::{now, planner};
+use crate::serving::{now, planner, store_limit};
 use crate::threads::Crew;
 use kvhive_engines::{Ended, Tasks};
 use kvhive_protocol::Layout;
@@ -20,8 +20,6 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// The longest that a store takes.
-const STORE_LIMIT: Duration = Duration::from_secs(10);
 /// What an object is to its engine is in its name; its length in tokens says nothing here.
 const TOKENS: u32 = 1;
 
@@ -119,7 +117,8 @@ impl Shared {
                 Box::pin(self.unless_given_up(self.links.take(&names, &mut into, self.load))).await
             }
             Use::Read => {
-                self.unless_given_up(Box::pin(self.links.put(&names, &lent.slices(), STORE_LIMIT))).await
+                let limit = store_limit(self.wait);
+                self.unless_given_up(Box::pin(self.links.put(&names, &lent.slices(), limit))).await
             }
         };
         done.resize(names.len(), false);

@@ -7,7 +7,7 @@ use crate::errors::Failure;
 use crate::regions::Use;
 use crate::serving::links::{self, Links, Place, layouts};
 use crate::serving::singles::Moved;
-use crate::serving::{now, planner};
+use crate::serving::{now, planner, store_limit};
 use crate::threads::Crew;
 use kvhive_engines::{Lookup, Lookups};
 use pyo3::prelude::*;
@@ -17,8 +17,6 @@ use std::time::{Duration, Instant};
 
 /// How long an answer is gone by: what is there may leave, and what is not may come.
 const ANSWERS_LAST: Duration = Duration::from_secs(5);
-/// The longest that a store takes.
-const STORE_LIMIT: Duration = Duration::from_secs(10);
 /// What a tier's blocks are to their engine is in its name; their length in tokens says nothing here.
 const TOKENS: u32 = 1;
 
@@ -62,7 +60,7 @@ impl Shared {
     async fn transfer(&self, names: &[Vec<u8>], lent: &mut Lent, how: Use) -> (Vec<usize>, bool) {
         let Moved { done, is_answered } = match how {
             Use::Write => self.links.take(names, &mut lent.slices_mut(), self.wait).await,
-            Use::Read => self.links.put(names, &lent.slices(), STORE_LIMIT).await,
+            Use::Read => self.links.put(names, &lent.slices(), store_limit(self.wait)).await,
         };
         ((0..done.len()).filter(|at| done[*at]).collect(), is_answered)
     }
