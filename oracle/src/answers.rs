@@ -63,13 +63,16 @@ struct Tenant {
 pub struct Oracle {
     replicas: u8,
     tenants: Vec<Tenant>,
-    /// Blocks of tenants that nobody clears, which every replica has acknowledged.
-    promised: BTreeSet<(u16, u32, u16)>,
+    /// Blocks of tenants that nobody clears, which every replica has acknowledged, and the number of each promise.
+    promised: BTreeMap<(u16, u32, u16), u64>,
     /// Members that have lost what they held since every slot had all of its replicas.
     hurt: BTreeSet<String>,
     /// Blocks of which a copy was damaged on purpose. Whoever has it may not know, and count it: nothing is promised of them any more.
     damaged: BTreeSet<(u16, u32, u16)>,
+    /// Promises that were made.
+    made: u64,
     voided: u64,
+    lapsed: u64,
 }
 
 impl Oracle {
@@ -78,10 +81,12 @@ impl Oracle {
         Oracle {
             replicas,
             tenants: (0..tenants).map(|_| Tenant::default()).collect(),
-            promised: BTreeSet::new(),
+            promised: BTreeMap::new(),
             hurt: BTreeSet::new(),
             damaged: BTreeSet::new(),
+            made: 0,
             voided: 0,
+            lapsed: 0,
         }
     }
 
@@ -103,8 +108,9 @@ impl Oracle {
 
     /// A block was acknowledged by every replica. Only of a tenant that nobody clears.
     pub fn promise(&mut self, tenant: u16, name: u32, at: u16, copies: u8) {
-        if copies >= self.replicas && !self.damaged.contains(&(tenant, name, at)) {
-            self.promised.insert((tenant, name, at));
+        if copies >= self.replicas && self.may_promise(tenant, name, at) {
+            self.made += 1;
+            self.promised.insert((tenant, name, at), self.made);
         }
     }
 
@@ -163,23 +169,36 @@ impl Oracle {
     /// A block's copy was damaged on purpose: another may have been lost already, or be lost before it is seen.
     pub fn damages(&mut self, tenant: u16, name: u32, at: u16) {
         self.damaged.insert((tenant, name, at));
-        self.voided += u64::from(self.promised.remove(&(tenant, name, at)));
+        self.voided += u64::from(self.promised.remove(&(tenant, name, at)).is_some());
+    }
+
+    /// Everybody who had a block has left the cluster since it was promised, and not all of them by a fault: nothing is promised of it
+    /// any more. Says whether anything was.
+    pub fn lapses(&mut self, tenant: u16, name: u32, at: u16) -> bool {
+        let was_promised = self.promised.remove(&(tenant, name, at)).is_some();
+        self.lapsed += u64::from(was_promised);
+        was_promised
     }
 
     /// Says whether a store may make a promise of this block.
     pub fn may_promise(&self, tenant: u16, name: u32, at: u16) -> bool {
         let block = (tenant, name, at);
-        !self.promised.contains(&block) && !self.damaged.contains(&block)
+        !self.promised.contains_key(&block) && !self.damaged.contains(&block)
     }
 
     /// Returns what has to be found once the cluster is whole.
     pub fn promised(&self) -> Vec<(u16, u32, u16)> {
-        self.promised.iter().copied().collect()
+        self.promised.keys().copied().collect()
     }
 
     /// Says whether a block has to be found.
     pub fn is_promised(&self, tenant: u16, name: u32, at: u16) -> bool {
-        self.promised.contains(&(tenant, name, at))
+        self.number_of(tenant, name, at).is_some()
+    }
+
+    /// Returns which promise of a block stands, if one does: what was asked for before the next was made says nothing of that one.
+    pub fn number_of(&self, tenant: u16, name: u32, at: u16) -> Option<u64> {
+        self.promised.get(&(tenant, name, at)).copied()
     }
 
     /// A promised block was not found: it is told once.
@@ -190,6 +209,11 @@ impl Oracle {
     /// Returns how many promises were taken back, because as much was broken as they stand.
     pub fn voided(&self) -> u64 {
         self.voided
+    }
+
+    /// Returns how many were because everybody who had the block had left, and not all of them by a fault.
+    pub fn lapsed(&self) -> u64 {
+        self.lapsed
     }
 }
 
@@ -268,6 +292,20 @@ mod tests {
         oracle.promise(0, 1, 0, 2);
         assert!(oracle.promised().is_empty() && !oracle.may_promise(0, 1, 0) && oracle.may_promise(0, 1, 1));
         assert_eq!(oracle.voided(), 1);
+    }
+
+    #[test]
+    fn a_promise_of_which_everybody_has_left_is_ended_and_counted_and_the_next_is_another() {
+        let mut oracle = Oracle::new(1, 2);
+        oracle.promise(0, 1, 0, 2);
+        let first = oracle.number_of(0, 1, 0);
+        oracle.promise(0, 1, 0, 2);
+        assert!(first.is_some() && oracle.number_of(0, 1, 0) == first, "it stands already");
+        assert!(oracle.lapses(0, 1, 0) && !oracle.lapses(0, 1, 0), "it is ended once");
+        assert!(!oracle.is_promised(0, 1, 0) && oracle.may_promise(0, 1, 0));
+        assert_eq!((oracle.lapsed(), oracle.voided()), (1, 0));
+        oracle.promise(0, 1, 0, 2);
+        assert!(oracle.is_promised(0, 1, 0) && oracle.number_of(0, 1, 0) != first);
     }
 
     #[test]

@@ -51,7 +51,12 @@ pub struct Figures {
     pub promises_checked: u64,
     /// Blocks of which nothing was promised any more, because as much was broken as they stand.
     pub promises_ended: u64,
-    /// Of those, not found.
+    /// The same because everybody who had the block had left the cluster, and not all of them by a fault.
+    pub promises_lapsed: u64,
+    /// Starts of nodes that left the cluster and were neither ended nor stopped past their lease: a machine that has no time for them
+    /// ends leases, too.
+    pub leases_lapsed: u64,
+    /// Promised blocks that were looked for and not found.
     pub lost: u64,
     /// Reads that took longer than their deadline, 100 ms, and as late as the machine itself was.
     pub late_reads: u64,
@@ -200,6 +205,8 @@ impl Figures {
         row("wrong bytes", self.wrong_bytes as f64, "blocks", none);
         row("promises checked", self.promises_checked as f64, "blocks", some);
         row("promises ended by what was broken", self.promises_ended as f64, "blocks", None);
+        row("leases that no fault was to end and that ended", self.leases_lapsed as f64, "leases", None);
+        row("promises ended by such leases", self.promises_lapsed as f64, "blocks", None);
         row("lost acknowledged blocks", self.lost as f64, "blocks", none);
         row("clears acknowledged", self.clears as f64, "clears", some);
         row("stale answers after a clear", self.stale as f64, "blocks", none);
@@ -334,6 +341,16 @@ mod tests {
         let told = rows.iter().find(|row| row.name == "gap, both hit, max").map(|row| row.value);
         assert_eq!(told, Some(4.0));
         assert_eq!(Hit::Nodes.and(Hit::Nodes), Hit::Nodes);
+    }
+
+    #[test]
+    fn promises_that_leases_ended_are_told_beside_what_was_lost() {
+        let figures = Figures { promises_lapsed: 8, leases_lapsed: 2, ..good() };
+        let rows = figures.report(true).rows;
+        let told = |name: &str| rows.iter().find(|row| row.name == name).map(|row| (row.value, row.bar));
+        assert_eq!(told("promises ended by such leases"), Some((8.0, None)));
+        assert_eq!(told("leases that no fault was to end and that ended"), Some((2.0, None)));
+        assert_eq!(unmet(&Figures { lost: 1, ..figures }), ["lost acknowledged blocks"]);
     }
 
     #[test]

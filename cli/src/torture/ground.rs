@@ -3,6 +3,7 @@
 use super::isolated::{Isolation, probe, wrong_clock};
 use super::load::{self, Load};
 use super::made::{LISTS, moved, prepared};
+use super::rot::Damage;
 use super::shared::Shared;
 use super::whole::Whole;
 use crate::admin::{Admin, Target};
@@ -14,7 +15,7 @@ use kvhive_client::ClientConfig;
 use kvhive_oracle::Fault;
 use rustix::process::Signal;
 use serde_json::Value;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
@@ -41,8 +42,7 @@ pub(super) struct Ground {
     ended: Vec<String>,
     /// What is known of nodes besides the map.
     pub(super) whole: Whole,
-    /// How many damaged records each node said that it had found when it was last asked.
-    damage: BTreeMap<String, u64>,
+    damage: Damage,
     folder: Option<tempfile::TempDir>,
 }
 
@@ -109,7 +109,7 @@ impl Ground {
             excused: BTreeSet::new(),
             ended: Vec::new(),
             whole,
-            damage: BTreeMap::new(),
+            damage: Damage::default(),
             folder,
         }
     }
@@ -203,10 +203,8 @@ impl Ground {
 
     /// Returns how many records of its disk a node has found to be damaged since it was last asked; 0 where it does not answer.
     pub(super) fn new_damage(&mut self, load: &Load, node: &str) -> u64 {
-        let Some(now) = self.bad_records(load, node) else { return 0 };
-        let before = self.damage.insert(node.to_owned(), now).unwrap_or_default();
-        // It counts from its start on.
-        now.checked_sub(before).unwrap_or(now)
+        let said = self.cluster.pid(node).zip(self.bad_records(load, node));
+        said.map_or(0, |(pid, found)| self.damage.says(node, pid, found))
     }
 
     fn bad_records(&self, load: &Load, node: &str) -> Option<u64> {
@@ -226,7 +224,6 @@ impl Ground {
     /// When it does not run.
     pub(super) fn kill(&mut self, id: &str) -> Result<()> {
         self.stopped.remove(id);
-        self.damage.remove(id);
         if let Some(status) = self.cluster.kill(id)? {
             self.note_end(id, status);
         }
@@ -240,7 +237,6 @@ impl Ground {
     pub(super) fn finish(&mut self, id: &str) -> Result<()> {
         // What has ended already is started again, and told, before it is ended.
         self.revive()?;
-        self.damage.remove(id);
         self.cluster.end(id)
     }
 
@@ -379,7 +375,7 @@ impl Ground {
         loop {
             self.revive()?;
             self.tell_ends(shared);
-            let lacking = match runtime.block_on(load.client().refresh()) {
+            let lacking = match runtime.block_on(load.follow()) {
                 Err(error) => format!("no map: {error}"),
                 Ok(map) => match self.whole.lacking(&map, &BTreeSet::new()).or_else(|| self.silent()) {
                     None => {
@@ -399,11 +395,20 @@ impl Ground {
     /// A node loses what it holds: it has to be heard anew.
     pub(super) fn renews(&mut self, runtime: &tokio::runtime::Runtime, load: &Load, id: &str) {
         // Where no coordinator answers, the newest map that the client has.
-        if let Err(error) = runtime.block_on(load.client().refresh()) {
+        if let Err(error) = runtime.block_on(load.follow()) {
             tracing::debug!(%error, "the map could not be refreshed");
         }
-        if let Some((_, member)) = load.client().map().member(id) {
-            self.whole.renews(id, member.generation);
+        if let Some((member, known)) = load.client().map().member(id) {
+            self.whole.renews(id, known.generation);
+            load.shared.holders().hits(member, known.generation);
+        }
+    }
+
+    /// A node that was to lose what it holds has lost nothing.
+    pub(super) fn stays(&mut self, load: &Load, id: &str) {
+        self.whole.stays(id);
+        if let Some((member, _)) = load.client().map().member(id) {
+            load.shared.holders().spares(member);
         }
     }
 
@@ -436,7 +441,14 @@ impl Ground {
         load: &Load,
     ) -> Result<()> {
         match self.heal(shared, runtime, load)? {
-            Ok(()) => runtime.block_on(load.check_promises()),
+            Ok(()) => {
+                runtime.block_on(load.check_promises());
+                // Of those, too, that were not back yet when faults ended.
+                for node in self.nodes() {
+                    let found = self.new_damage(load, &node);
+                    shared.figures().damage_found += found;
+                }
+            }
             Err(lacking) => {
                 shared.figures().not_healed += 1;
                 shared.found(format!("not whole at the end: {lacking}"));

@@ -13,8 +13,9 @@ const LONG: (f64, f64) = (1.75, 3.5);
 const MOST_LOST: u64 = 30;
 /// How slow a slow network is, in Mbit/s.
 const SLOW_MBIT: u64 = 8;
-/// After trouble that may or may not have ended a lease, it is seen within so many leases which of the two.
-const SETTLE: f64 = 1.25;
+/// After trouble that may or may not have ended a lease, it is seen within so many leases which of the two: the lease lasts for one, whoever
+/// grants it waits a little longer, and the others are to hear of it on a machine that is busy.
+const SETTLE: u32 = 2;
 /// How long a process may go on after a failed sync.
 const SYNC_LIMIT: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(50);
@@ -55,7 +56,8 @@ impl Injector<'_> {
                 if ended {
                     self.ground.start(&node)?;
                 } else {
-                    self.ground.whole.stays(&node);
+                    self.ground.stays(self.load, &node);
+                    self.settles();
                 }
                 let said = if ended { "and was killed" } else { "and lived" };
                 Ok(format!("{node}, which may take {} MiB more, {said}", bytes >> 20))
@@ -120,6 +122,9 @@ impl Injector<'_> {
         self.ground.isolation()?.network().trouble(&id, trouble)?;
         self.shared.rest(time);
         self.ground.isolation()?.network().mend(&id);
+        if !is_long {
+            self.settles();
+        }
         Ok(format!("{id}, {trouble:?} for {:.1} s", time.as_secs_f64()))
     }
 
@@ -133,8 +138,13 @@ impl Injector<'_> {
         self.ground.isolation()?.network().trouble(&id, trouble)?;
         self.shared.rest(time);
         self.ground.isolation()?.network().mend(&id);
-        self.shared.rest(self.ground.leases().0.mul_f64(SETTLE));
+        self.settles();
         Ok(format!("{id}, {what} for {:.1} s", time.as_secs_f64()))
+    }
+
+    /// Waits until it is known whether a lease has ended by what was done: before that a cluster is not said to be whole.
+    fn settles(&self) {
+        self.shared.rest(settled_after(self.ground.leases().0));
     }
 
     /// Has every sync of a coordinator's log fail: it has to end rather than go on.
@@ -175,5 +185,22 @@ impl Injector<'_> {
 
     fn anybody(&self, step: Step) -> Result<String> {
         pick(&[self.ground.coordinators(), self.ground.nodes()].concat(), step.victim).cloned()
+    }
+}
+
+/// Returns how long after trouble it is known whether a lease as long as this has ended by it.
+fn settled_after(lease: Duration) -> Duration {
+    lease * SETTLE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cluster_is_said_to_be_whole_two_leases_of_its_own_after_trouble_at_the_earliest() {
+        for lease in [Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(30)] {
+            assert!(settled_after(lease) >= lease * 2);
+        }
     }
 }

@@ -225,6 +225,11 @@ impl<'a> Injector<'a> {
         if self.thin.is_some() {
             self.see_whether_nodes_are()?;
         }
+        // Also what was heard of just now, before the next fault.
+        let lapsed = self.shared.holders().take_lapsed();
+        for (id, generation) in lapsed {
+            self.lapses(&id, generation);
+        }
         self.is_alone = self.broken().ends_alone().is_alone;
         Ok(())
     }
@@ -232,7 +237,7 @@ impl<'a> Injector<'a> {
     /// The same of nodes: what is promised is whole before everything is.
     fn see_whether_nodes_are(&mut self) -> Result<()> {
         let gone = self.gone_nodes();
-        let (lacking, is_thin) = match self.runtime.block_on(self.load.client().refresh()) {
+        let (lacking, is_thin) = match self.runtime.block_on(self.load.follow()) {
             Err(error) => (Some(format!("no map: {error}")), true),
             Ok(map) => {
                 self.unheard = self.ground.whole.unheard(&map, &gone);
@@ -311,14 +316,14 @@ impl<'a> Injector<'a> {
     }
 
     /// Counts what nodes have found to be damaged since they were last asked.
-    fn count_damage(&mut self) {
+    pub(super) fn count_damage(&mut self) {
         for node in self.standing_nodes() {
             self.count_damage_of(&node);
         }
     }
 
     /// The same of one of them.
-    pub(super) fn count_damage_of(&mut self, node: &str) {
+    fn count_damage_of(&mut self, node: &str) {
         let found = self.ground.new_damage(self.load, node);
         self.shared.figures().damage_found += found;
     }
@@ -339,6 +344,8 @@ impl<'a> Injector<'a> {
 
     /// A node loses what it holds.
     pub(super) fn hurts(&mut self, node: &str) {
+        // What its process has found is forgotten with it.
+        self.count_damage_of(node);
         self.shared.oracle().hurts(node);
         self.ground.renews(self.runtime, self.load, node);
     }

@@ -1,5 +1,6 @@
 //! Clients that store and fetch blocks that name themselves, and compare every byte that comes with what may come.
 
+use super::holders::Holders;
 use super::shared::Shared;
 use anyhow::{Context, Result, bail};
 use kvhive_client::{
@@ -9,7 +10,7 @@ use kvhive_oracle::Label;
 use kvhive_oracle::{Answer, Random, payload};
 use kvhive_protocol::data::Ack;
 use kvhive_protocol::{BlockHeader, BlockKey, Layout, PinMode, Reason, Slot};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -94,7 +95,8 @@ pub(super) struct Load {
     config: ClientConfig,
     blocks: Arc<Vec<NamespaceClient>>,
     keys: Arc<HashMap<BlockKey, (u16, u32, u16)>>,
-    /// Where promised blocks live.
+    /// Where each promised block lives.
+    pub(super) homes: Arc<BTreeMap<(u32, u16), Slot>>,
     slots: Arc<BTreeSet<Slot>>,
 }
 
@@ -138,16 +140,20 @@ impl Load {
                 );
             }
         }
-        let settings = client.map().settings.clone();
-        let replicas = settings.replicas;
-        shared.know(TENANTS, replicas);
-        let kept = (0..PREFIXES[usize::from(KEPT)]).map(|name| prefix(&blocks[usize::from(KEPT)], name));
-        let segment = (settings.segment_blocks as usize).max(1);
-        let slots = kept
-            .flat_map(|prefix| prefix.keys().iter().step_by(segment).map(BlockKey::slot).collect::<Vec<_>>());
-        let slots = Arc::new(slots.collect());
+        let map = client.map();
+        let replicas = map.settings.replicas;
+        let segment = (map.settings.segment_blocks as usize).max(1);
+        let mut homes = BTreeMap::new();
+        for name in 0..PREFIXES[usize::from(KEPT)] {
+            let prefix = prefix(&blocks[usize::from(KEPT)], name);
+            let home = |at: usize| prefix.keys()[at / segment * segment].slot();
+            homes.extend((0..DEPTH).map(|at| ((name, at as u16), home(at))));
+        }
+        let slots: BTreeSet<Slot> = homes.values().copied().collect();
+        shared.know(TENANTS, replicas, Holders::of(&map, &slots));
+        let (homes, slots) = (Arc::new(homes), Arc::new(slots));
         let (blocks, keys) = (Arc::new(blocks), Arc::new(keys));
-        let load = Load { shared: shared.clone(), client, config, blocks, keys, slots };
+        let load = Load { shared: shared.clone(), client, config, blocks, keys, homes, slots };
         let begun = Instant::now();
         for name in 0..PREFIXES[usize::from(KEPT)] {
             let blocks = &load.blocks[usize::from(KEPT)];
@@ -160,6 +166,7 @@ impl Load {
                     );
                 }
                 tokio::time::sleep(AGAIN).await;
+                load.catch_up().await;
             }
         }
         shared.say(&format!(
@@ -212,6 +219,7 @@ impl Load {
             clients.push(("writer", runtime.spawn(self.clone().writes(random.part(200 + writer)))));
         }
         clients.push(("writer", runtime.spawn(self.clone().keeps())));
+        clients.push(("follower of the map", runtime.spawn(self.clone().follows())));
         let (sender, receiver) = mpsc::channel(4);
         clients.push(("caller of clears", runtime.spawn(self.clone().clears(random.part(300), receiver))));
         (sender, Clients(clients))
@@ -339,6 +347,7 @@ impl Load {
     pub(super) async fn store(&self, tenant: u16, name: u32, places: Range<usize>, ack: Ack) -> bool {
         let blocks = &self.blocks[usize::from(tenant)];
         let prefix = prefix(blocks, name);
+        let claims = self.claims(tenant, name, &places);
         let clears = self.shared.oracle().store_begins(tenant, name);
         let mut memory = vec![0u8; BLOCK * places.len()];
         for (at, block) in places.clone().zip(memory.chunks_mut(BLOCK)) {
@@ -348,6 +357,7 @@ impl Load {
         let options = StoreOptions { ack: Some(ack), ..StoreOptions::default() };
         let report = blocks.store(&prefix, places.clone(), &sources, options).await;
         let now = self.shared.now();
+        let holders = self.shared.holders();
         let mut oracle = self.shared.oracle();
         oracle.store_ends(tenant, name, clears, now);
         let outcomes = report.map(|report| report.outcomes).unwrap_or_default();
@@ -355,12 +365,14 @@ impl Load {
         for (at, outcome) in places.clone().zip(&outcomes) {
             if let StoreOutcome::Acknowledged { copies, .. } = outcome {
                 acknowledged += 1;
-                if tenant == KEPT {
+                // Whoever has acknowledged it may have left before this is known.
+                let claim = claims.get(at - places.start).copied().flatten();
+                if claim.is_some_and(|claim| holders.stands(claim)) {
                     oracle.promise(tenant, name, at as u16, *copies);
                 }
             }
         }
-        drop(oracle);
+        drop((holders, oracle));
         self.shared.figures().blocks_stored += acknowledged;
         acknowledged == places.len() as u64
     }

@@ -3,6 +3,7 @@
 
 mod ground;
 mod histories;
+mod holders;
 mod hosts;
 mod inject;
 mod isolated;
@@ -22,7 +23,7 @@ use ground::Ground;
 use histories::Histories;
 use inject::Injector;
 use kvhive_oracle::report::Bar;
-use kvhive_oracle::{Fault, Plan, Report, Schedule, Size};
+use kvhive_oracle::{Fault, Figures, Plan, Report, Schedule, Size};
 use load::Load;
 use serde::Serialize;
 use shared::Shared;
@@ -200,7 +201,11 @@ impl Torture {
             histories::remove(shared, &ground, runtime, &load);
         }
         settled?;
-        let figures = shared.figures().clone();
+        let (ended, lapsed) = {
+            let oracle = shared.oracle();
+            (oracle.voided(), oracle.lapsed())
+        };
+        let figures = Figures { promises_ended: ended, promises_lapsed: lapsed, ..shared.figures().clone() };
         let told = Told {
             torture: Asked {
                 seed,

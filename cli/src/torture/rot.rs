@@ -6,6 +6,7 @@ use anyhow::Result;
 use kvhive_oracle::Random;
 use kvhive_protocol::BlockHeader;
 use kvhive_protocol::block::HEADER_BYTES;
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,20 @@ const MAGIC: &[u8] = b"KVRECORD";
 const FLIPS: usize = 128;
 /// Records looked at, at most, to find as many.
 const LOOKS: u64 = 2000;
+
+/// How many damaged records each node's process said that it had found when it was last asked.
+#[derive(Default)]
+pub(super) struct Damage(BTreeMap<String, (u32, u64)>);
+
+impl Damage {
+    /// A node's process says that it has found so many since it was started. Returns how many of them nobody was told of.
+    pub(super) fn says(&mut self, node: &str, pid: u32, found: u64) -> u64 {
+        let before = self.0.insert(node.to_owned(), (pid, found));
+        // Another process counts from its own start on, and what the one before had told was counted.
+        let told = before.filter(|(of, _)| *of == pid).map_or(0, |(_, told)| told);
+        found.saturating_sub(told)
+    }
+}
 
 /// Returns the files of a node's disk tiers, with the bytes of their frames.
 pub(super) fn files(dir: &Path, node: &str) -> Vec<(PathBuf, u64)> {
@@ -90,4 +105,20 @@ fn header(file: &File, at: u64) -> Result<Option<BlockHeader>> {
     bytes.copy_from_slice(&page[HEADER_AT..HEADER_AT + HEADER_BYTES]);
     let header = BlockHeader::decode(&bytes).ok().filter(|header| header.payload_bytes > 0);
     Ok(header.filter(|_| page.starts_with(MAGIC)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_each_process_of_a_node_has_found_is_counted_once_and_stays_counted() {
+        let mut damage = Damage::default();
+        let mut says = |node, pid, found| damage.says(node, pid, found);
+        assert_eq!([says("node-1", 10, 5), says("node-1", 10, 5), says("node-1", 10, 8)], [5, 0, 3]);
+        assert_eq!(says("node-2", 11, 4), 4, "another node");
+        // Started again, whoever has ended it; it may have found more by now than the one before.
+        assert_eq!([says("node-1", 12, 9), says("node-1", 12, 10)], [9, 1]);
+        assert_eq!(says("node-2", 11, 4), 0);
+    }
 }

@@ -1,5 +1,6 @@
 //! What all parts of a run share: its clock, what is known of the cluster, and what was found.
 
+use super::holders::Holders;
 use kvhive_oracle::{At, Fault, Figures, Hit, Oracle};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,6 +20,8 @@ pub(super) struct Shared {
     /// What the run's numbers come from.
     pub(super) seed: u64,
     begun: Instant,
+    /// Taken before the oracle by whoever takes both: a promise is made or ended by what stands.
+    holders: Mutex<Holders>,
     oracle: Mutex<Oracle>,
     figures: Mutex<Figures>,
     findings: Mutex<Vec<String>>,
@@ -42,6 +45,7 @@ impl Shared {
         Shared {
             seed,
             begun: Instant::now(),
+            holders: Mutex::default(),
             oracle: Mutex::new(Oracle::new(tenants, 1)),
             figures: Mutex::default(),
             findings: Mutex::default(),
@@ -53,9 +57,14 @@ impl Shared {
         }
     }
 
-    /// Begins anew with what is known of a cluster of so many replicas.
-    pub(super) fn know(&self, tenants: u16, replicas: u8) {
+    /// Begins anew with what is known of a cluster of so many replicas, and of who has what is to be promised.
+    pub(super) fn know(&self, tenants: u16, replicas: u8, holders: Holders) {
+        *self.holders() = holders;
         *self.oracle() = Oracle::new(tenants, replicas);
+    }
+
+    pub(super) fn holders(&self) -> MutexGuard<'_, Holders> {
+        open(&self.holders)
     }
 
     pub(super) fn oracle(&self) -> MutexGuard<'_, Oracle> {

@@ -5,6 +5,7 @@ use super::inject::{GONE_MS, Injector, pick};
 use super::load::CLEAR_LIMIT;
 use anyhow::{Context, Result};
 use kvhive_oracle::{Fault, Step};
+use kvhive_protocol::Generation;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
@@ -146,8 +147,6 @@ impl Injector<'_> {
     fn begin_node(&mut self, step: Step) -> Result<()> {
         let begun = Instant::now();
         let id = self.node(step)?;
-        // What it has found is forgotten with it.
-        self.count_damage_of(&id);
         self.hurts(&id);
         self.breaks(step, &id);
         match step.fault {
@@ -197,17 +196,14 @@ impl Injector<'_> {
     /// A process is there again: from now on everything is to become whole with it, where it was without it, too.
     fn returns(&mut self, fault: Fault, id: &str) {
         let unhealed = if fault.spares_nodes() { &mut self.behind } else { &mut self.thin };
-        // What was given up as never whole, and what was whole without it, has nothing more to say.
-        let fresh = || Unhealed {
-            since: Instant::now(),
-            what: format!("{} {id}", fault.name()),
-            hit: BTreeSet::new(),
-            times: 0,
-        };
-        let mut one = unhealed.take().unwrap_or_else(fresh);
-        one.since = Instant::now();
-        one.hit.insert(id.to_owned());
-        *unhealed = Some(one);
+        heals_anew(unhealed, fault.name(), id);
+    }
+
+    /// A node's lease has ended and was not to: what it had is to be elsewhere before the next is hit, as after a fault.
+    pub(super) fn lapses(&mut self, id: &str, generation: Generation) {
+        self.ground.whole.lapses(id, generation);
+        self.is_thin = true;
+        heals_anew(&mut self.thin, "the end of the lease of", id);
     }
 
     /// Names the coordinators that are gone or stopped.
@@ -230,11 +226,12 @@ impl Injector<'_> {
 
     /// Has everything go on for which it is time; says what is over.
     pub(super) fn advance(&mut self) -> Result<Vec<String>> {
-        let mut over = Vec::new();
+        let (mut over, mut is_read) = (Vec::new(), false);
         for one in std::mem::take(&mut self.under_way) {
             match one {
                 UnderWay::Looks(looks) if looks.is_finished() => {
                     self.runtime.block_on(looks).context("reading damaged blocks")?;
+                    is_read = true;
                 }
                 UnderWay::Gone { fault, id, begun, until } if Instant::now() >= until => {
                     self.ground.start(&id)?;
@@ -264,6 +261,9 @@ impl Injector<'_> {
                 }
                 other => self.under_way.push(other),
             }
+        }
+        if is_read {
+            self.count_damage();
         }
         Ok(over)
     }
@@ -311,6 +311,17 @@ impl Injector<'_> {
         let name = Fault::PauseNode.name();
         format!("{name} {}, for {:.1} s, {said}", paused.id, slept.as_secs_f64())
     }
+}
+
+/// From now on everything is to become whole, with this process too.
+fn heals_anew(unhealed: &mut Option<Unhealed>, what: &str, id: &str) {
+    // What was given up as never whole, and what was whole without it, has nothing more to say.
+    let fresh =
+        || Unhealed { since: Instant::now(), what: format!("{what} {id}"), hit: BTreeSet::new(), times: 0 };
+    let mut one = unhealed.take().unwrap_or_else(fresh);
+    one.since = Instant::now();
+    one.hit.insert(id.to_owned());
+    *unhealed = Some(one);
 }
 
 /// Returns who follows, of all coordinators: those that are there and do not lead.

@@ -23,6 +23,12 @@ impl Whole {
         self.hit.insert(id.to_owned(), generation);
     }
 
+    /// A node's lease has ended in this start, by itself: as [`Whole::renews`], unless it was hit in a later one.
+    pub(super) fn lapses(&mut self, id: &str, generation: Generation) {
+        let known = self.hit.entry(id.to_owned()).or_insert(generation);
+        *known = generation.max(*known);
+    }
+
     /// A node has lost nothing after all.
     pub(super) fn stays(&mut self, id: &str) {
         self.hit.remove(id);
@@ -173,6 +179,19 @@ mod tests {
         assert!(whole.is_thin(&map, &names(&["node-1"]), &slots));
         state_of(&mut map, 1).state = MemberState::Down;
         assert!(whole.is_thin(&map, &names(&[]), &slots), "one that is down has no copy");
+    }
+
+    #[test]
+    fn one_whose_lease_has_ended_by_itself_has_to_be_heard_in_another_start() {
+        let (mut whole, mut map) = cluster();
+        whole.lapses("node-2", Generation(1));
+        assert_eq!(whole.unheard(&map, &names(&[])), names(&["node-2"]));
+        state_of(&mut map, 2).generation = Generation(2);
+        assert!(whole.unheard(&map, &names(&[])).is_empty());
+        // It is told late, and was hit since.
+        whole.renews("node-2", Generation(2));
+        whole.lapses("node-2", Generation(1));
+        assert_eq!(whole.unheard(&map, &names(&[])), names(&["node-2"]));
     }
 
     #[test]
