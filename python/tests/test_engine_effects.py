@@ -1,14 +1,22 @@
 """Settings of an engine's cache by what they change: which block leaves, when, and what comes up before it is asked for."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from conftest import LAYOUT, ask, small_engine
+import pytest
+from conftest import LAYOUT, STORY, ask, small_engine
 
-from kvhive.engine import AdaptiveKVCache, BaseKVCache, CachePrefetcher, KVCacheConfig, UltraAdaptiveKVCacheEngine
+from kvhive.engine import AdaptiveKVCache, BaseKVCache, CachePrefetcher, KVCacheConfig, SeededTransformer, UltraAdaptiveKVCacheEngine
+from kvhive.engine.tensors import KV, Float32
 
 
 def until(is_so: Callable[[], bool], limit: float = 30.0) -> None:
@@ -211,3 +219,47 @@ def test_who_waits_for_stores_finds_them_made() -> None:
         answer = ask(engine, "waited for " * 10)
         # Nobody has flushed.
         assert engine.get_stats()["node"]["codecs"][0]["blocks"] == 110 // 16 and answer["metadata"]["profile"]["store"] > 0
+
+
+#: A cluster in a process of its own, until it has nothing more to read.
+ELSEWHERE = """
+import json, sys
+import kvhive
+with kvhive.EmbeddedNode(memory=16 << 20, block_bytes=[4096, 8192]) as node:
+    print(json.dumps([node.coordinators, node.token.decode()]), flush=True)
+    sys.stdin.read()
+"""
+
+
+class Stopping(SeededTransformer):
+    """Has a process stand still once it computes: after its engine was told what is there, and before it stores."""
+
+    def __init__(self, config: KVCacheConfig, process: int) -> None:
+        super().__init__(config)
+        self._process: int | None = process
+
+    def prefill(self, tokens: Sequence[int], past: KV) -> tuple[KV, Float32]:
+        if self._process is not None:
+            os.kill(self._process, signal.SIGSTOP)
+            os.waitpid(self._process, os.WUNTRACED)
+            self._process = None
+        return super().prefill(tokens, past)
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_an_answer_waits_for_stores_only_where_that_is_said(waits: bool, tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ELSEWHERE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            coordinators, token = json.loads(process.stdout.readline())
+            (tmp_path / "token").write_text(token)
+            member: dict[str, Any] = {"enable_distributed": True, "cluster_address": ",".join(coordinators), "token_file": tmp_path / "token"}
+            config = small_engine(non_blocking=not waits, use_compression=False, distributed_backend="tcp", **member)
+            with UltraAdaptiveKVCacheEngine(config, model=Stopping(config, process.pid)) as engine:
+                # Some of so many blocks are the other's, which does not take them.
+                ask(engine, STORY * 5, max_new_tokens=1)
+                failures = engine.get_stats()["cache_failures"]
+                process.send_signal(signal.SIGCONT)
+                assert (failures > 0) is waits
+        finally:
+            process.kill()
