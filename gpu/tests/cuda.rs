@@ -11,6 +11,8 @@ use kvhive_gpu::cuda::{
 use kvhive_gpu::{
     Arena, ArenaError, ClassId, Device, DeviceError, HostDevice, SizeClass, WriteFrame, contract,
 };
+use libloading::{Library, Symbol};
+use std::ffi::{c_int, c_uint, c_void};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
@@ -174,6 +176,7 @@ fn whichever_call_fails_is_named_and_nothing_is_left_behind() {
         "cuDeviceGetAttribute",
         "cuDevicePrimaryCtxRetain",
         "cuCtxPushCurrent_v2",
+        "cuMemGetInfo_v2",
         "cuMemAlloc_v2",
         "cuMemHostAlloc",
         "cuStreamCreate",
@@ -190,10 +193,22 @@ fn whichever_call_fails_is_named_and_nothing_is_left_behind() {
     ];
     let everything = |fake: &Fake| -> Result<(), CudaError> {
         let gpu = fake.cuda()?.open(0)?;
+        assert!(gpu.free_bytes()? > 0);
         whole_there_and_back(&gpu, &[7; 999])?;
         pieces_there_and_back(&gpu, &[7; 999], &[100]).map(|_| ())
     };
     fake::each_call_fails_once(&calls, everything, |error| Some(error));
+}
+
+#[test]
+fn a_test_of_a_real_gpu_is_skipped_where_there_is_none_and_fails_where_there_is_to_be_one() {
+    let nowhere = || CudaError::NoLibrary { reason: "not found".to_owned() };
+    assert_eq!(fake::seen(Ok(vec![()]), true).len(), 1);
+    for found in [Ok(Vec::<i32>::new()), Err(nowhere())] {
+        assert!(fake::seen(found.clone(), false).is_empty());
+        let fails = std::panic::catch_unwind(|| fake::seen(found, true));
+        assert!(fails.is_err(), "it would pass with nothing done");
+    }
 }
 
 #[test]
@@ -329,6 +344,7 @@ fn whichever_call_of_a_device_fails_is_told_and_nothing_is_left_behind() {
         "cuMemAddressReserve",
         "cuMemMap",
         "cuMemSetAccess",
+        "cuDeviceGetAttribute",
         "cuMemHostRegister_v2",
         "cuMemHostAlloc",
         "cuMemAlloc_v2",
@@ -344,8 +360,10 @@ fn whichever_call_of_a_device_fails_is_told_and_nothing_is_left_behind() {
             let gpu = fake.gpu();
             fake.fail(call, nth, 700);
             let Err(error) = by_messages(&gpu) else {
-                assert!(nth > 1, "{call} is never made");
-                break;
+                match fake::unheard(&fake, call, nth) {
+                    true => continue,
+                    false => break,
+                }
             };
             assert!(error.to_string().contains(call), "{call} {nth}: {error}");
             by_messages(&gpu).expect("once is once");
@@ -353,6 +371,110 @@ fn whichever_call_of_a_device_fails_is_told_and_nothing_is_left_behind() {
             assert!(fake.is_clean(), "{call} {nth}: something is left");
         }
     }
+}
+
+#[test]
+fn what_is_let_go_of_and_fails_has_nobody_to_be_told_to() {
+    let calls = [
+        "cuCtxPopCurrent_v2",
+        "cuDevicePrimaryCtxRelease_v2",
+        "cuMemFree_v2",
+        "cuMemFreeHost",
+        "cuMemHostUnregister",
+        "cuMemUnmap",
+        "cuMemAddressFree",
+        "cuMemRelease",
+        "cuStreamDestroy_v2",
+        "cuEventDestroy_v2",
+        "cuModuleUnload",
+    ];
+    for call in calls {
+        let fake = Fake::new();
+        fake.fail(call, 1, 700);
+        let gpu = fake.gpu();
+        let (back, _) = whole_there_and_back(&gpu, &[7; 999]).expect("it copies");
+        assert!(back == [7; 999], "{call}");
+        by_messages(&gpu).expect("it copies");
+        drop(gpu);
+        assert!(fake.calls(call) > 0, "{call} is never made");
+        assert!(!fake.is_clean(), "{call} failed, and what it is for is left");
+    }
+}
+
+#[test]
+fn host_memory_that_a_gpu_does_not_find_once_registered_is_copied_by_way_of_some_that_it_does() {
+    let fake = Fake::new();
+    let gpu = fake.gpu();
+    fake.set("fake_mappable", 0);
+    let device = CudaDevice::new(gpu.clone(), 64 << 20).expect("it works");
+    let there = Arena::new(&device, &CLASSES).expect("there is room");
+    let host = Arena::new(&HostDevice::new(64 << 20), &CLASSES).expect("there is room");
+    let error = host.register(&gpu).expect_err("it is asked first");
+    let said = "cuMemHostRegister_v2: CUDA_ERROR_NOT_SUPPORTED (801): this GPU does not find registered memory by the host's addresses";
+    assert_eq!((error.to_string().as_str(), fake.calls("cuMemHostRegister_v2")), (said, 0));
+    let bytes = varied(4001);
+    let mut here = host.take(ClassId(0), 4001).expect("a frame is free");
+    here.bytes_mut().copy_from_slice(&bytes);
+    let to = there.take(ClassId(0), 4001).expect("a frame is free");
+    let (tell, told) = channel();
+    device.upload(here.seal(), to, move |ended| tell.send(ended).expect("it is waited for"));
+    let up = told.recv().expect("it ends").expect("it copies").seal();
+    let mut back = vec![0; 4001];
+    device.read(&up, &mut back).expect("it copies");
+    assert!(back == bytes);
+}
+
+#[test]
+fn host_memory_that_a_cpu_would_read_slowly_is_refused_by_the_driver_of_these_tests() {
+    // Write-combined, and mapped besides, as no call here asks for it.
+    let fake = Fake::new();
+    let _gpu = fake.gpu();
+    let mut start = std::ptr::null_mut::<c_void>();
+    // SAFETY: the fake's own functions, with the driver's signatures; what they write is looked at by nobody.
+    let said = unsafe {
+        let library = Library::new(fake.path()).expect("it is loaded");
+        let alloc: Symbol<unsafe extern "C" fn(*mut *mut c_void, usize, c_uint) -> c_int> =
+            library.get(b"cuMemHostAlloc\0").expect("it is there");
+        let stream: Symbol<unsafe extern "C" fn(*mut *mut c_void, c_uint) -> c_int> =
+            library.get(b"cuStreamCreate\0").expect("it is there");
+        let push: Symbol<unsafe extern "C" fn(*mut c_void) -> c_int> =
+            library.get(b"cuCtxPushCurrent_v2\0").expect("it is there");
+        assert_eq!(push(std::ptr::without_provenance_mut(1)), 0);
+        [alloc(&raw mut start, 4096, 5), alloc(&raw mut start, 4096, 3), stream(&raw mut start, 0)]
+    };
+    assert_eq!(said, [1; 3]);
+}
+
+#[test]
+fn a_callback_that_panics_ends_its_lane_and_whoever_copies_is_told() {
+    let fake = Fake::new();
+    let device = device(&fake);
+    let arena = Arena::new(&*device, &CLASSES).expect("there is room");
+    let mut frame = || arena.take(ClassId(0), 5).expect("a frame is free");
+    device.upload(*b"bytes", frame(), |_| panic!("as none should"));
+    fake::eventually("its lane has ended", || device.loss().is_some());
+    let error = device.write(b"bytes", &mut frame()).expect_err("nobody copies any more");
+    assert_eq!(error.to_string(), "GPU 0 (Fake 0) is lost: its thread has ended; why is in the log");
+    assert_eq!(device.loss(), Some(error));
+    assert_eq!(arena.used_bytes(), 0);
+}
+
+#[test]
+fn digests_are_taken_for_one_at_a_time() {
+    let fake = Fake::new();
+    let device = device(&fake);
+    let arena = Arena::new(&*device, &CLASSES).expect("there is room");
+    let frame = arena.take(ClassId(0), 5).expect("a frame is free");
+    fake.hang("cuStreamSynchronize", 1);
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| device.digests(&[&frame]));
+        fake::eventually("they are under way", || fake.ask("fake_hung") == 1);
+        let error = device.digests(&[&frame]).expect_err("nobody waits behind a GPU that may hang");
+        assert_eq!(error.to_string(), "GPU 0 (Fake 0): other digests are being taken");
+        fake.release();
+        assert_eq!(first.join().expect("it ends").map(|digests| digests.len()), Ok(1));
+    });
+    assert_eq!(device.digests(&[&frame]).map(|digests| digests.len()), Ok(1), "the next has its turn");
 }
 
 #[test]

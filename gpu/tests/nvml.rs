@@ -42,18 +42,55 @@ fn whichever_call_fails_is_named_and_nothing_is_left() {
         "nvmlDeviceRegisterEvents",
     ];
     for failing in calls {
+        for nth in 1.. {
+            let fake = Fake::new();
+            let made = FakeNvml::beside(&fake);
+            made.fail(failing, nth, 999);
+            let everything = || -> Result<(), NvmlError> {
+                let nvml = made.nvml()?;
+                nvml.driver_version()?;
+                nvml.between(GPUS[0], GPUS[1])?;
+                Watch::start(&nvml, GPUS[0], |_| ()).map(|_| ())
+            };
+            let Err(error) = everything() else {
+                assert!(nth > 1, "{failing} is never made");
+                break;
+            };
+            let expected = NvmlError::Failed { call: failing, code: 999, what: "Unknown Error".to_owned() };
+            assert_eq!(error, expected);
+            assert_eq!(made.ask("fake_live"), 0, "{failing} {nth}");
+            assert_eq!(everything(), Ok(()), "{failing} {nth}: once is once");
+        }
+    }
+}
+
+#[test]
+fn a_watch_ends_where_its_library_says_no_more_and_the_gpu_is_not_lost_by_that() {
+    let fake = Fake::new();
+    let made = FakeNvml::beside(&fake);
+    let device = CudaDevice::new(fake.gpu(), 1 << 20).expect("it works");
+    let (tell, told) = channel();
+    made.fail("nvmlEventSetWait_v2", 1, 999);
+    let watched = device.watch(&made.nvml().expect("it works"), move |trouble| {
+        tell.send(trouble.clone()).expect("it is heard");
+    });
+    assert_eq!(watched, Ok(()));
+    assert!(told.recv().is_err(), "nothing befell the GPU, and nobody listens any more");
+    assert_eq!(device.loss(), None);
+    drop(device);
+    assert_eq!(made.ask("fake_live"), 0, "its set is freed");
+}
+
+#[test]
+fn what_is_let_go_of_and_fails_has_nobody_to_be_told_to() {
+    for call in ["nvmlEventSetFree", "nvmlShutdown"] {
         let fake = Fake::new();
         let made = FakeNvml::beside(&fake);
-        made.fail(failing, 999);
-        let everything = || -> Result<(), NvmlError> {
-            let nvml = made.nvml()?;
-            nvml.driver_version()?;
-            nvml.between(GPUS[0], GPUS[1])?;
-            Watch::start(&nvml, GPUS[0], |_| ()).map(|_| ())
-        };
-        let expected = NvmlError::Failed { call: failing, code: 999, what: "Unknown Error".to_owned() };
-        assert_eq!(everything(), Err(expected));
-        assert_eq!(made.ask("fake_live"), 0, "{failing}");
+        made.fail(call, 1, 999);
+        let nvml = made.nvml().expect("it works");
+        drop(Watch::start(&nvml, GPUS[0], |_| ()).expect("it works"));
+        drop(nvml);
+        assert_eq!(made.ask("fake_live"), 1, "{call} was made, and failed");
     }
 }
 

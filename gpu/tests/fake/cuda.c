@@ -1,5 +1,5 @@
 /* A driver of CUDA for tests on machines without a GPU: two GPUs whose memory is the host's. Copies are done when their stream is
- * waited for and not before, so that who forgets to wait finds old bytes. Any call can be told to fail, once. */
+ * waited for and not before, so that who forgets to wait finds old bytes. Any call can be told to fail, once, and each is counted. */
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <stdint.h>
@@ -21,7 +21,7 @@
 #define MAX_COPIES 4096
 #define PAGE 4096
 
-enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, INVALID_DEVICE = 101, INVALID_CONTEXT = 201, NO_BINARY_FOR_GPU = 209, NOT_FOUND = 500, NOT_READY = 600 };
+enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, INVALID_DEVICE = 101, INVALID_CONTEXT = 201, NO_BINARY_FOR_GPU = 209, NOT_FOUND = 500, NOT_READY = 600, ILLEGAL_ADDRESS = 700 };
 
 /* A copy, a launch of a kernel, or something that another library has the stream do. */
 typedef struct { void *to; const void *from; size_t bytes; void *launched; void (*run)(void *); void *with; } Copy;
@@ -38,6 +38,7 @@ typedef struct {
 const void *kernel_named(const char *name);
 void *kernel_launched(const void *kernel, unsigned blocks, unsigned threads, void **arguments);
 void kernel_run(void *launched);
+int kernel_may_run(void *launched, int (*may)(int context, uint64_t at, size_t bytes), int context);
 typedef struct { int recorded; Stream *stream; uint64_t at; } Event;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -110,10 +111,29 @@ static void read_environment(void) {
     *(strcmp(how, "hang") ? &failing_at : &hanging_at) = nth;
     failing_code = atoi(how);
 }
+/* How often each call was made. */
+#define MOST_CALLS 64
+static struct { const char *name; int times; } calls[MOST_CALLS];
+/* Under the lock. */
+static int *times_of(const char *name) {
+    int at = 0;
+    while (at < MOST_CALLS && calls[at].name && strcmp(calls[at].name, name)) at++;
+    if (at == MOST_CALLS) abort();
+    if (!calls[at].name) calls[at].name = strdup(name);
+    return &calls[at].times;
+}
+/* Says how often a call of this name was made, those among it that failed or hang. */
+int fake_calls(const char *name) {
+    pthread_mutex_lock(&lock);
+    int times = *times_of(name);
+    pthread_mutex_unlock(&lock);
+    return times;
+}
 static int fails(const char *name) {
     int code = 0;
     pthread_mutex_lock(&lock);
     read_environment();
+    ++*times_of(name);
     if (hanging_at > 0 && !strcmp(name, hanging) && --hanging_at == 0) {
         hung++;
         for (int before = releases; before == releases;) pthread_cond_wait(&released, &lock);
@@ -130,11 +150,11 @@ static int fails(const char *name) {
 int cuInit(unsigned flags) { BEGIN; initialized = 1; return flags ? INVALID_VALUE : OK; }
 int cuDriverGetVersion(int *out) { BEGIN; *out = version; return OK; }
 int cuGetErrorName(int code, const char **out) {
-    *out = code == OUT_OF_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY" : code == 700 ? "CUDA_ERROR_ILLEGAL_ADDRESS" : NULL;
+    *out = code == OUT_OF_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY" : code == ILLEGAL_ADDRESS ? "CUDA_ERROR_ILLEGAL_ADDRESS" : NULL;
     return *out ? OK : INVALID_VALUE;
 }
 int cuGetErrorString(int code, const char **out) {
-    *out = code == OUT_OF_MEMORY ? "out of memory" : code == 700 ? "an illegal memory access was encountered" : NULL;
+    *out = code == OUT_OF_MEMORY ? "out of memory" : code == ILLEGAL_ADDRESS ? "an illegal memory access was encountered" : NULL;
     return *out ? OK : INVALID_VALUE;
 }
 int cuDeviceGetCount(int *out) { BEGIN; *out = count; return OK; }
@@ -315,9 +335,11 @@ int cuIpcCloseMemHandle(uint64_t start) {
     pthread_mutex_unlock(&lock);
     return OK;
 }
-int cuMemHostRegister_v2(void *memory, size_t bytes, unsigned flags) { INSIDE; (void)flags; if (!memory || !bytes) return INVALID_VALUE; live++; return OK; }
+/* Pinned for every GPU, and nothing else: a CPU reads write-combined memory (4) many times slower than what is cached. */
+#define PORTABLE 1
+int cuMemHostRegister_v2(void *memory, size_t bytes, unsigned flags) { INSIDE; if (!memory || !bytes || flags != PORTABLE) return INVALID_VALUE; live++; return OK; }
 int cuMemHostUnregister(void *memory) { INSIDE; (void)memory; live--; return OK; }
-int cuMemHostAlloc(void **out, size_t bytes, unsigned flags) { INSIDE; (void)flags; return give(out, bytes); }
+int cuMemHostAlloc(void **out, size_t bytes, unsigned flags) { INSIDE; if (flags != PORTABLE) return INVALID_VALUE; return give(out, bytes); }
 int cuMemFreeHost(void *memory) { INSIDE; return take_back(memory); }
 
 /* Virtual memory: a handle is such a file; 0 is none, and one that was imported has a bit more. */
@@ -382,14 +404,16 @@ static Mapping *mapping_of(uint64_t at) {
     while (one && !(at >= one->start && at < one->start + one->bytes)) one = one->next;
     return one;
 }
-/* Says whether the GPU whose context is current may use memory. */
-static int may_use(uint64_t at, size_t bytes) {
+/* Says whether the GPU of a context may use memory: one piece of it, and one that it was given access to. */
+static int may_use_by(int context, uint64_t at, size_t bytes) {
     pthread_mutex_lock(&lock);
     Mapping *one = mapping_of(at);
-    int may = !one || (at + bytes <= one->start + one->bytes && one->by >> (current[depth - 1] - 1) & 1);
+    int may = !one || (at + bytes <= one->start + one->bytes && one->by >> (context - 1) & 1);
     pthread_mutex_unlock(&lock);
     return may;
 }
+/* The same of the GPU whose context is current. */
+static int may_use(uint64_t at, size_t bytes) { return may_use_by(current[depth - 1], at, bytes); }
 int cuMemMap(uint64_t start, size_t bytes, size_t from, uint64_t handle, uint64_t flags) {
     INSIDE;
     struct stat stat;
@@ -438,8 +462,9 @@ int cuMemExportToShareableHandle(void *out, uint64_t handle, int kind, uint64_t 
 
 int cuStreamCreate(void **out, unsigned flags) {
     INSIDE;
+    /* One that waits for no default stream: others of the process have theirs. */
+    if (flags != 1) return INVALID_VALUE;
     Stream *stream = calloc(1, sizeof *stream);
-    (void)flags;
     stream->context = current[depth - 1];
     pthread_mutex_init(&stream->lock, NULL);
     pthread_cond_init(&stream->changed, NULL);
@@ -447,8 +472,10 @@ int cuStreamCreate(void **out, unsigned flags) {
     *out = stream;
     return OK;
 }
-static void stream_do(Copy *one) {
+static void stream_do(Stream *stream, Copy *one) {
     if (one->run) one->run(one->with);
+    /* A kernel that touches what its GPU may not takes its context along. */
+    else if (one->launched && !kernel_may_run(one->launched, may_use_by, stream->context)) dead = ILLEGAL_ADDRESS;
     else if (one->launched) kernel_run(one->launched);
     else memcpy(one->to, one->from, one->bytes);
 }
@@ -460,7 +487,7 @@ static void *stream_thread(void *raw) {
         if (stream->done == stream->asked) break;
         Copy one = stream->copy[stream->done % MAX_COPIES];
         pthread_mutex_unlock(&stream->lock);
-        stream_do(&one);
+        stream_do(stream, &one);
         pthread_mutex_lock(&stream->lock);
         stream->done++;
         pthread_cond_broadcast(&stream->changed);
@@ -486,7 +513,7 @@ static void stream_until(Stream *stream, uint64_t at) {
     pthread_mutex_lock(&stream->lock);
     while (stream->done < at) {
         if (stream->threaded) pthread_cond_wait(&stream->changed, &stream->lock);
-        else stream_do(&stream->copy[stream->done++ % MAX_COPIES]);
+        else stream_do(stream, &stream->copy[stream->done++ % MAX_COPIES]);
     }
     pthread_mutex_unlock(&stream->lock);
 }
@@ -553,7 +580,7 @@ int cuLaunchKernel(void *kernel, unsigned x, unsigned y, unsigned z, unsigned tx
     return stream_ask(stream, (Copy){ .launched = kernel_launched(kernel, x, tx, arguments) });
 }
 
-int cuEventCreate(void **out, unsigned flags) { INSIDE; (void)flags; *out = calloc(1, sizeof(Event)); live++; return OK; }
+int cuEventCreate(void **out, unsigned flags) { INSIDE; if (flags & ~2u) return INVALID_VALUE; *out = calloc(1, sizeof(Event)); live++; return OK; }
 int cuEventDestroy_v2(void *event) { INSIDE; live--; free(event); return OK; }
 int cuEventRecord(void *raw, void *on) {
     INSIDE;

@@ -3,6 +3,7 @@
 #include "threads.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <functional>
 #include <map>
 #include <string>
@@ -75,6 +76,7 @@ namespace fp8_sm89 {
 namespace {
 
 using Run = std::function<void()>;
+using May = int (*)(int context, uint64_t at, size_t bytes);
 
 // Reads the arguments of a launch at once; what they point to is read when it is run.
 template <class... Given, size_t... At> Run take(void (*kernel)(Given...), void **arguments, std::index_sequence<At...>) {
@@ -109,6 +111,9 @@ const std::map<std::string, std::function<Run(void **)>> &kernels() {
 struct Launch {
     unsigned blocks, threads;
     Run run;
+    // Of a copy: its pieces and how many, whose list is there when it is run.
+    const copy::Piece *pieces;
+    unsigned count;
 };
 
 }  // namespace
@@ -121,7 +126,21 @@ extern "C" const void *kernel_named(const char *name) {
 
 // Returns a launch, to be run once.
 extern "C" void *kernel_launched(const void *kernel, unsigned blocks, unsigned threads, void **arguments) {
-    return new Launch{blocks, threads, (*(const std::function<Run(void **)> *)kernel)(arguments)};
+    Launch *launch = new Launch{blocks, threads, (*(const std::function<Run(void **)> *)kernel)(arguments), nullptr, 0};
+    if (kernel == kernel_named("kvhive_copy")) launch->pieces = *(const copy::Piece **)arguments[0], launch->count = *(unsigned *)arguments[1];
+    return launch;
+}
+
+// Says whether a launch is none of pieces that the GPU of this context may not use; one that is, is run no more.
+extern "C" int kernel_may_run(void *launched, May may, int context) {
+    Launch *launch = (Launch *)launched;
+    for (unsigned at = 0; at < launch->count; at++) {
+        const copy::Piece &piece = launch->pieces[at];
+        if (may(context, piece.from, piece.bytes) && may(context, piece.to, piece.bytes)) continue;
+        delete launch;
+        return 0;
+    }
+    return 1;
 }
 
 extern "C" void kernel_run(void *launched) {

@@ -15,7 +15,7 @@ static pthread_cond_t befallen = PTHREAD_COND_INITIALIZER;
 static int initialized, sets, linked = 1, level = 30, gone;
 static Event pending;
 static char failing[64];
-static int failing_code;
+static int failing_at, failing_code;
 
 /* Has something befall GPU `device`. */
 void fake_befall(int device, int kind, int data) {
@@ -30,12 +30,24 @@ int fake_pending(void) { pthread_mutex_lock(&lock); int is = pending.device != N
 void fake_gone(int is) { pthread_mutex_lock(&lock); gone = is; pthread_cond_broadcast(&befallen); pthread_mutex_unlock(&lock); }
 void fake_linked(int is) { linked = is; }
 void fake_level(int is) { level = is; }
-/* Has every call of `name` from now on return `code`. */
-void fake_fail(const char *name, int nth, int code) { (void)nth; strncpy(failing, name, sizeof failing - 1); failing_code = code; }
+/* Has the `nth` call of `name` from now on return `code`. */
+void fake_fail(const char *name, int nth, int code) {
+    pthread_mutex_lock(&lock);
+    strncpy(failing, name, sizeof failing - 1);
+    failing_at = nth;
+    failing_code = code;
+    pthread_mutex_unlock(&lock);
+}
+static int fails(const char *name) {
+    pthread_mutex_lock(&lock);
+    int is_now = failing_at > 0 && !strcmp(name, failing) && --failing_at == 0;
+    pthread_mutex_unlock(&lock);
+    return is_now ? failing_code : !initialized && strcmp(name, "nvmlInit_v2") ? UNINITIALIZED : OK;
+}
 /* Says how much was made and not ended: sets of events, and uses of the library. */
 int fake_live(void) { return initialized + sets; }
 
-#define BEGIN do { if (!strcmp(__func__, failing)) return failing_code; if (!initialized && strcmp(__func__, "nvmlInit_v2")) return UNINITIALIZED; } while (0)
+#define BEGIN do { int code = fails(__func__); if (code) return code; } while (0)
 
 int nvmlInit_v2(void) { BEGIN; initialized++; return OK; }
 int nvmlShutdown(void) { BEGIN; initialized--; return OK; }

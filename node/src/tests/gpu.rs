@@ -112,16 +112,47 @@ async fn a_gpu_holds_the_device_tier_and_blocks_move_between_it_and_the_host() {
     assert_eq!(memory.host_bytes(), 16 * 64 * KIB as u64, "the GPU's is not the host's");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_driver_that_pins_no_host_memory_has_what_is_copied_copied_twice_and_costs_nothing_else() {
+    let setup = Setup { device_frames: 8, host_frames: 8, ..on_gpu() };
+    DRIVER.fail("cuMemHostRegister_v2", 1, 2);
+    let (_coordinator, node) = setup.one().await;
+    assert_eq!(node.inside.memories[0].pinned_bytes(), 0, "it was refused");
+    let mut client = node.ask().await;
+    for number in 0..12 {
+        assert_eq!(client.store(&[Block::new(number, 64 * KIB)], Ack::Primary).await, Ok(vec![kept(1)]));
+        node.settles("a device frame is free again", |stats| stats.device.used_bytes < 8 * 64 * KIB as u64)
+            .await;
+    }
+    for number in 0..12 {
+        let found = client.fetch(&[number]).await;
+        assert!(found == Ok(vec![Some(Block::new(number, 64 * KIB).bytes)]), "block {number}");
+    }
+}
+
+/// A device's memory on the GPU of this number.
+fn memory_on(gpu: u32) -> Memory {
+    LazyLock::force(&NVML);
+    let classes = vec![ClassConfig { frame_bytes: 64 << 10, share: 1 }];
+    let memory = DeviceMemory::Cuda(gpu);
+    let config = DeviceConfig { memory, device_bytes: 1 << 20, host_bytes: 0, disk_bytes: 0, classes };
+    Memory::take(0, &config, false, (Patience::default(), 0)).expect("there is room").0
+}
+
+#[test]
+fn memory_that_its_driver_does_not_lend_is_a_tier_all_the_same() {
+    let memory = memory_on(0);
+    DRIVER.fail("cuMemExportToShareableHandle", 1, 700);
+    let gpu = memory.own_gpu().expect("its tier is a GPU's");
+    assert!(gpu.slab.is_none() && gpu.slab_bytes == 1 << 20, "no worker has it, and nothing goes by NCCL");
+    assert!(memory.own_gpu().is_some_and(|gpu| gpu.slab.is_some()), "once is once");
+    let frame = memory.take_frame(Tier::Device, 0, 5).expect("a frame is free").filled(b"bytes");
+    assert!(*frame.expect("its GPU takes it").read().expect("it is there") == b"bytes"[..]);
+}
+
 #[test]
 fn a_frame_of_one_gpu_is_copied_to_one_of_another() {
-    LazyLock::force(&NVML);
-    let memory = |at: u32| {
-        let classes = vec![ClassConfig { frame_bytes: 64 << 10, share: 1 }];
-        let memory = DeviceMemory::Cuda(at);
-        let config = DeviceConfig { memory, device_bytes: 1 << 20, host_bytes: 0, disk_bytes: 0, classes };
-        Memory::take(0, &config, false, (Patience::default(), 0)).expect("there is room").0
-    };
-    let (one, other) = (memory(0), memory(1));
+    let (one, other) = (memory_on(0), memory_on(1));
     let take = |memory: &Memory| memory.take_frame(Tier::Device, 0, 50_000).expect("a frame is free");
     let bytes: Vec<u8> = (0..50_000u32).map(|at| (at ^ (at >> 8)) as u8).collect();
     let from = take(&one).filled(&bytes).expect("its GPU takes it");
