@@ -4,7 +4,7 @@
 use super::digester::{Digester, Span};
 use super::error::CudaError;
 use super::gpu::Gpu;
-use super::lane::{BATCH_BYTES, Fate, Job, Lane, LaneError, Patience};
+use super::lane::{BATCH_BYTES, Fate, HOST, Job, Lane, LaneError, Patience, Placed};
 use super::memory::Staging;
 use super::nvml::{Nvml, NvmlError, Trouble, Watch};
 use super::shelf::MOST_KEPT;
@@ -201,7 +201,8 @@ impl CudaDevice {
         let here = unsafe { from.0.as_ref() }.as_ref();
         let piece = self.at(to.span()).and_then(|there| {
             DeviceError::unless_equal(here.len(), to.len())?;
-            Ok(Piece { from: address(here), to: there, bytes: here.len() })
+            let piece = Piece { from: address(here), to: there, bytes: here.len() };
+            Ok(Placed { piece, slabs: [HOST, base(to.span())] })
         });
         let memory = move || {
             drop(from);
@@ -225,7 +226,8 @@ impl CudaDevice {
         let here = unsafe { to.0.as_mut() }.as_mut();
         let piece = self.at(from.span()).and_then(|there| {
             DeviceError::unless_equal(from.len(), here.len())?;
-            Ok(Piece { from: there, to: target(here), bytes: here.len() })
+            let piece = Piece { from: there, to: target(here), bytes: here.len() };
+            Ok(Placed { piece, slabs: [base(from.span()), HOST] })
         });
         // SAFETY: nobody writes a sealed frame, and the host's bytes are of what does not move and nobody else has: both go into the job.
         unsafe {
@@ -308,7 +310,8 @@ impl CudaDevice {
             let lane = by.ok_or_else(|| self.failed("a frame is of a GPU that it does not reach"))?;
             let there = self.at(to.span())?;
             DeviceError::unless_equal(from.len(), to.len())?;
-            Ok((lane, Piece { from: slab.base() + offset as u64, to: there, bytes: to.len() }))
+            let piece = Piece { from: slab.base() + offset as u64, to: there, bytes: to.len() };
+            Ok((lane, Placed { piece, slabs: [slab.base(), base(to.span())] }))
         });
         let (lane, piece) = match piece {
             Ok((lane, piece)) => (lane, piece),
@@ -349,7 +352,7 @@ impl CudaDevice {
     unsafe fn begin<T>(
         &self,
         lane: &Lane,
-        piece: Result<Piece, DeviceError>,
+        piece: Result<Placed, DeviceError>,
         memory: impl FnOnce() -> T + Send + 'static,
         done: impl FnOnce(Result<T, DeviceError>) + Send + 'static,
     ) {
@@ -404,7 +407,7 @@ impl CudaDevice {
     ///
     /// # Safety
     /// As for [`Job::new`], for as long as the call lasts.
-    unsafe fn wait_for(&self, lane: &Lane, piece: Piece) -> Result<(), DeviceError> {
+    unsafe fn wait_for(&self, lane: &Lane, piece: Piece, slabs: [u64; 2]) -> Result<(), DeviceError> {
         let (over, ended) = channel();
         // SAFETY: as the caller says; this returns when the job's end was called, or dropped, as a lane that ended has dropped it.
         lane.ask(unsafe {
@@ -412,7 +415,7 @@ impl CudaDevice {
                 let _ = over.send(ended);
             };
             // What is borrowed is the GPU's for as long as that may use it, however long that is.
-            Job::new(piece, end, |_| ())
+            Job::new(Placed { piece, slabs }, end, |_| ())
         });
         match ended.recv() {
             Ok(ended) => ended.map_err(self.teller()),
@@ -443,28 +446,36 @@ impl Device for CudaDevice {
     fn write(&self, from: &[u8], to: &mut WriteFrame<GpuSlab>) -> Result<(), DeviceError> {
         let there = self.at(to.span())?;
         DeviceError::unless_equal(from.len(), to.len())?;
+        let piece = Piece { from: address(from), to: there, bytes: from.len() };
         // SAFETY: both are borrowed for as long as the call lasts, what is written alone.
-        unsafe { self.wait_for(&self.up, Piece { from: address(from), to: there, bytes: from.len() }) }
+        unsafe { self.wait_for(&self.up, piece, [HOST, base(to.span())]) }
     }
 
     fn read(&self, from: &ReadFrame<GpuSlab>, to: &mut [u8]) -> Result<(), DeviceError> {
         let there = self.at(from.span())?;
         DeviceError::unless_equal(from.len(), to.len())?;
+        let piece = Piece { from: there, to: target(to), bytes: to.len() };
         // SAFETY: as above.
-        unsafe { self.wait_for(&self.down, Piece { from: there, to: target(to), bytes: to.len() }) }
+        unsafe { self.wait_for(&self.down, piece, [base(from.span()), HOST]) }
     }
 
     fn copy(&self, from: &ReadFrame<GpuSlab>, to: &mut WriteFrame<GpuSlab>) -> Result<(), DeviceError> {
         let (source, target) = (self.at(from.span())?, self.at(to.span())?);
         DeviceError::unless_equal(from.len(), to.len())?;
+        let piece = Piece { from: source, to: target, bytes: to.len() };
         // SAFETY: as above.
-        unsafe { self.wait_for(&self.within, Piece { from: source, to: target, bytes: to.len() }) }
+        unsafe { self.wait_for(&self.within, piece, [base(from.span()), base(to.span())]) }
     }
 }
 
 fn name(gpu: &Gpu) -> String {
     let info = gpu.info();
     format!("GPU {} ({})", info.ordinal, info.name)
+}
+
+/// Returns where the memory begins that a frame is cut from.
+fn base((slab, _): (&GpuSlab, usize)) -> u64 {
+    slab.base()
 }
 
 fn address(bytes: &[u8]) -> u64 {

@@ -41,9 +41,19 @@ impl Default for Patience {
 /// Tells whoever asked for a copy that it never ends.
 type GiveUp = Box<dyn FnOnce(CudaError) + Send>;
 
+/// What is copied, and where the slabs begin in which it lies at both ends: memory of two slabs may touch, and is not one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Placed {
+    pub(super) piece: Piece,
+    pub(super) slabs: [u64; 2],
+}
+
+/// In the place of a slab's first address: the end is in the host's memory.
+pub(super) const HOST: u64 = 0;
+
 /// One copy, and what is done when it has ended.
 pub(super) struct Job {
-    piece: Piece,
+    placed: Placed,
     done: Box<dyn FnOnce(Result<(), CudaError>) + Send>,
     give_up: GiveUp,
 }
@@ -55,11 +65,15 @@ impl Job {
     /// The bytes at both ends of the piece are there until `done` has been called or dropped: nobody writes those that are read, and
     /// nobody else uses those that are written.
     pub(super) unsafe fn new(
-        piece: Piece,
+        placed: Placed,
         done: impl FnOnce(Result<(), CudaError>) + Send + 'static,
         give_up: impl FnOnce(CudaError) + Send + 'static,
     ) -> Job {
-        Job { piece, done: Box::new(done), give_up: Box::new(give_up) }
+        Job { placed, done: Box::new(done), give_up: Box::new(give_up) }
+    }
+
+    fn bytes(&self) -> usize {
+        self.placed.piece.bytes
     }
 }
 
@@ -97,13 +111,13 @@ impl Queue {
     /// Takes the jobs that are done next, together.
     fn batch(&mut self) -> Option<Vec<Job>> {
         let first = self.jobs.pop_front()?;
-        let mut bytes = first.piece.bytes;
+        let mut bytes = first.bytes();
         let mut batch = vec![first];
         while batch.len() < BATCH_PIECES
-            && self.jobs.front().is_some_and(|job| bytes + job.piece.bytes <= BATCH_BYTES)
+            && self.jobs.front().is_some_and(|job| bytes + job.bytes() <= BATCH_BYTES)
             && let Some(job) = self.jobs.pop_front()
         {
-            bytes += job.piece.bytes;
+            bytes += job.bytes();
             batch.push(job);
         }
         Some(batch)
@@ -163,7 +177,7 @@ impl Lane {
 
     /// Has a copy be done, some time; refused at once where too much waits, or nothing is done any more.
     pub(super) fn ask(&self, job: Job) {
-        let bytes = job.piece.bytes;
+        let bytes = job.bytes();
         let mut queue = self.shared.queue();
         let refusal = match &queue.given_up {
             Some(error) => Some(error.clone()),
@@ -248,7 +262,7 @@ impl Drop for Hand {
 impl Hand {
     fn run(mut self) {
         while let Some(mut batch) = self.next() {
-            let bytes: usize = batch.iter().map(|job| job.piece.bytes).sum();
+            let bytes: usize = batch.iter().map(Job::bytes).sum();
             self.perform(&mut batch);
             self.gpu.shelf.sweep(&self.gpu);
             let mut queue = self.shared.queue();
@@ -277,13 +291,13 @@ impl Hand {
     }
 
     fn perform(&mut self, batch: &mut Vec<Job>) {
-        let pieces: Vec<Piece> = batch.iter().map(|job| job.piece).collect();
+        let pieces: Vec<Placed> = batch.iter().map(|job| job.placed).collect();
         let together = self.copy_or_die(&pieces);
         let is_alone = batch.len() == 1;
         for job in batch.drain(..) {
             // An error of one copy is not the others'.
             let ended = match &together {
-                Err(_) if !is_alone && self.fate.get().is_none() => self.copy_or_die(&[job.piece]),
+                Err(_) if !is_alone && self.fate.get().is_none() => self.copy_or_die(&[job.placed]),
                 ended => ended.clone(),
             };
             (job.done)(ended);
@@ -291,7 +305,7 @@ impl Hand {
     }
 
     /// Copies pieces, and finds out whether the GPU has died of it.
-    fn copy_or_die(&mut self, pieces: &[Piece]) -> Result<(), CudaError> {
+    fn copy_or_die(&mut self, pieces: &[Placed]) -> Result<(), CudaError> {
         if let Some(error) = self.fate.get() {
             return Err(error.clone());
         }
@@ -311,12 +325,13 @@ impl Hand {
     }
 
     /// Copies pieces, those that are not in pinned memory by way of some.
-    fn copy(&mut self, pieces: &[Piece]) -> Result<(), CudaError> {
+    fn copy(&mut self, pieces: &[Placed]) -> Result<(), CudaError> {
         let mut pieces = pieces.to_vec();
         let direction = self.direction;
         let mut detours: Vec<Detour> = Vec::new();
         if direction.has_host() {
-            for piece in pieces.iter_mut().filter(|piece| piece.bytes > 0) {
+            let all = pieces.iter_mut().map(|placed| &mut placed.piece);
+            for piece in all.filter(|piece| piece.bytes > 0) {
                 let bytes = piece.bytes;
                 let here = here(direction, piece);
                 if !self.gpu.is_pinned(*here, bytes) {
@@ -333,12 +348,9 @@ impl Hand {
                 by.bytes_mut()[..*bytes].copy_from_slice(unsafe { std::slice::from_raw_parts(own, *bytes) });
             }
         }
-        // One copy may not go from one piece of pinned memory over into the next; on the GPU's side all is of one slab.
-        let is_one = |piece: &Piece| match direction {
-            Direction::Within => true,
-            // The slabs of several GPUs may touch.
-            Direction::FromPeer => false,
-            _ => self.gpu.is_pinned(*here(direction, &mut { *piece }), piece.bytes),
+        // One copy may not go from one piece of pinned memory over into the next, as it may not from one slab of a GPU's.
+        let is_one = |piece: &Piece| {
+            !direction.has_host() || self.gpu.is_pinned(*here(direction, &mut { *piece }), piece.bytes)
         };
         let joined = joined(&pieces, is_one);
         // SAFETY: the jobs vouch for their bytes; on the host's side they are pinned, or a detour's own.
@@ -359,22 +371,23 @@ fn here(direction: Direction, piece: &mut Piece) -> &mut u64 {
     if direction == Direction::ToGpu { &mut piece.from } else { &mut piece.to }
 }
 
-/// Joins pieces that follow each other at both ends and are one piece of memory together: a copy engine is slow on small ones.
-fn joined(pieces: &[Piece], is_one: impl Fn(&Piece) -> bool) -> Vec<Piece> {
-    let follows = |last: &Piece, next: &Piece| {
-        let bytes = last.bytes as u64;
-        last.from.checked_add(bytes) == Some(next.from) && last.to.checked_add(bytes) == Some(next.to)
+/// Joins pieces that follow each other at both ends, within the same slabs, and are one piece of memory together: a copy engine is slow on
+/// small ones.
+fn joined(pieces: &[Placed], is_one: impl Fn(&Piece) -> bool) -> Vec<Piece> {
+    let follows = |Placed { piece: last, slabs }: &Placed, next: &Placed| {
+        let end = |start: u64| start.checked_add(last.bytes as u64);
+        *slabs == next.slabs && end(last.from) == Some(next.piece.from) && end(last.to) == Some(next.piece.to)
     };
-    let mut all: Vec<Piece> = Vec::with_capacity(pieces.len());
-    for piece in pieces.iter().filter(|piece| piece.bytes > 0) {
-        let both = all.last().filter(|last| follows(last, piece));
-        let both = both.map(|last| Piece { bytes: last.bytes + piece.bytes, ..*last }).filter(&is_one);
+    let mut all: Vec<Placed> = Vec::with_capacity(pieces.len());
+    for placed in pieces.iter().filter(|placed| placed.piece.bytes > 0) {
+        let last = all.last().filter(|last| follows(last, placed)).map(|last| last.piece);
+        let both = last.map(|last| Piece { bytes: last.bytes + placed.piece.bytes, ..last }).filter(&is_one);
         match (all.last_mut(), both) {
-            (Some(last), Some(both)) => *last = both,
-            _ => all.push(*piece),
+            (Some(last), Some(both)) => last.piece = both,
+            _ => all.push(*placed),
         }
     }
-    all
+    all.into_iter().map(|placed| placed.piece).collect()
 }
 
 /// Pinned memory by whose way bytes go that are in none.
@@ -391,16 +404,21 @@ mod tests {
     #[test]
     fn pieces_that_follow_each_other_at_both_ends_are_one_within_one_piece_of_memory() {
         let piece = |from, to, bytes| Piece { from, to, bytes };
+        let placed = |pieces: &[Piece]| -> Vec<Placed> {
+            pieces.iter().map(|piece| Placed { piece: *piece, slabs: [HOST, 7] }).collect()
+        };
         let pieces =
             [piece(0, 100, 10), piece(10, 110, 5), piece(15, 0, 0), piece(15, 200, 5), piece(20, 205, 1)];
-        assert_eq!(joined(&pieces, |_| true), [piece(0, 100, 15), piece(15, 200, 6)]);
+        assert_eq!(joined(&placed(&pieces), |_| true), [piece(0, 100, 15), piece(15, 200, 6)]);
         let within_twelve = |piece: &Piece| piece.from / 12 == (piece.from + piece.bytes as u64 - 1) / 12;
-        assert_eq!(joined(&pieces[..2], within_twelve), pieces[..2], "what begins another is another's");
-        assert_eq!(
-            joined(&[piece(10, 110, 5), piece(0, 100, 10)], |_| true).len(),
-            2,
-            "the order is the caller's"
-        );
-        assert_eq!(joined(&[piece(u64::MAX, 0, 2), piece(1, 2, 1)], |_| true).len(), 2);
+        let first = placed(&pieces[..2]);
+        assert_eq!(joined(&first, within_twelve), pieces[..2], "what begins another is another's");
+        for slabs in [[HOST, 8], [1, 7]] {
+            let others = [first[0], Placed { slabs, ..first[1] }];
+            assert_eq!(joined(&others, |_| true), pieces[..2], "slabs may touch");
+        }
+        let turned = placed(&[piece(10, 110, 5), piece(0, 100, 10)]);
+        assert_eq!(joined(&turned, |_| true).len(), 2, "the order is the caller's");
+        assert_eq!(joined(&placed(&[piece(u64::MAX, 0, 2), piece(1, 2, 1)]), |_| true).len(), 2);
     }
 }
