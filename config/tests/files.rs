@@ -35,6 +35,14 @@ fn every_shipped_file_is_a_cluster_and_survives_rendering() {
 }
 
 #[test]
+fn the_eight_devices_of_a_gpu_host_are_eight_gpus() {
+    let config = read("eight-gpu-host.toml");
+    let devices = &config.nodes[0].devices;
+    let gpus: Vec<_> = devices.iter().map(|device| (device.kind.as_str(), device.gpu)).collect();
+    assert_eq!(gpus, (0..8).map(|gpu| ("auto", gpu)).collect::<Vec<_>>());
+}
+
+#[test]
 fn laptop_is_what_a_local_cluster_is_by_default() {
     assert_eq!(read("laptop.toml"), LocalCluster::default().config().unwrap());
 }

@@ -15,6 +15,8 @@ const COORDINATOR: &str = "kvhive-coordinator";
 const NODE: &str = "kvhive-node";
 /// The autoscaler's pod, its account and its role.
 const FOLLOWER: &str = "kvhive-autoscaler";
+/// The overlay whose device tiers are GPUs'.
+const GPUS: &str = "overlays/gpus";
 /// The overlay with TLS.
 const ENCRYPTED: &str = "overlays/encrypted";
 
@@ -26,7 +28,7 @@ struct Built {
 
 /// Builds every overlay; none where there is no kubectl.
 fn built() -> Vec<Built> {
-    let folders = ["base", "overlays/small", "overlays/production", ENCRYPTED];
+    let folders = ["base", "overlays/small", "overlays/production", GPUS, ENCRYPTED];
     folders.into_iter().filter_map(build).collect()
 }
 
@@ -319,6 +321,22 @@ fn a_pod_has_the_memory_the_time_and_the_folders_that_its_process_needs() {
 }
 
 #[test]
+fn pods_of_nodes_see_gpus_where_their_device_tiers_are_those_and_take_none_from_engines() {
+    for built in built() {
+        let pod = &built.one("StatefulSet", NODE)["spec"]["template"]["spec"];
+        let node = container(&built, NODE);
+        let seen = variable(&node["env"], "NVIDIA_VISIBLE_DEVICES");
+        let wants = built.node(0).devices.iter().any(|device| device.kind.as_str() == "cuda");
+        assert_eq!(wants, built.name == GPUS, "{}", built.name);
+        assert_eq!(
+            (seen, pod["runtimeClassName"].as_str()),
+            (wants.then_some("all"), wants.then_some("nvidia"))
+        );
+        assert!(!node["resources"].to_string().contains("gpu"), "{}", built.name);
+    }
+}
+
+#[test]
 fn what_selects_pods_selects_those_that_it_is_for() {
     for built in built() {
         let labels = |set: &str| &built.one("StatefulSet", set)["spec"]["template"]["metadata"]["labels"];
@@ -368,7 +386,7 @@ fn what_selects_pods_selects_those_that_it_is_for() {
 fn the_autoscaler_may_scale_the_set_of_nodes_and_do_nothing_else() {
     for built in built() {
         let Some(follower) = built.of_kind("Deployment").next() else {
-            assert!(["base", "overlays/small"].contains(&built.name), "{}", built.name);
+            assert!(["base", "overlays/small", GPUS].contains(&built.name), "{}", built.name);
             continue;
         };
         assert_eq!(word(&follower["metadata"]["name"]), FOLLOWER);
