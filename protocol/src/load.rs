@@ -77,7 +77,7 @@ pub struct TierLoad {
     pub capacity_bytes: u64,
     /// Blocks that fetches got from here, since the device's start.
     pub hits: u64,
-    /// It has failed and takes no blocks: the node does without it until it works again.
+    /// It has failed and takes no blocks: the node does without it until it works again, and without a GPU's until it starts anew itself.
     pub closed: bool,
 }
 

@@ -6,6 +6,7 @@ mod engines;
 mod finding;
 mod gpus;
 mod host;
+mod numa;
 
 use crate::admin::Target;
 use crate::commands::prompt::Naming;
@@ -20,7 +21,7 @@ use kvhive_client::FrameRoom;
 use kvhive_config::Bytes;
 use kvhive_protocol::Layout;
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Columns of the table whose lines are broken, and how wide each is at most.
 const WHAT: usize = 1;
@@ -62,9 +63,11 @@ impl Doctor {
     /// When something fails that must not.
     pub(crate) fn run(self) -> Result<()> {
         let interpreter = Interpreter::ask(self.python.as_deref());
-        let gpus = Gpus::ask();
+        let sys = Path::new("/sys");
+        let (gpus, numa) = (Gpus::ask(sys), numa::nodes(sys));
         let memory = self.memory.map(|memory| memory.0);
         let mut findings = host::look(self.disk.as_deref(), memory, &gpus, &interpreter.nccl());
+        findings.extend(numa::listed(&numa));
         findings.extend(cluster::look(&self.target, &self.dialled));
         findings.extend(interpreter.look());
         if let Some(file) = &self.blocks_file {
@@ -75,7 +78,7 @@ impl Doctor {
         let warned = findings.iter().filter(|finding| finding.state == State::Warns).count();
         if self.json {
             let report = json!({
-                "failed": failed, "warned": warned, "findings": findings, "gpus": gpus.report(),
+                "failed": failed, "warned": warned, "findings": findings, "gpus": gpus.report(), "numa_nodes": numa,
             });
             report::print_json(&report)?;
         } else {

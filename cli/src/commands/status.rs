@@ -192,11 +192,15 @@ fn tiers_of_all(devices: &[Value]) -> Vec<String> {
         let (used, room) = (report::bytes(sum("used_bytes")), report::bytes(sum("capacity_bytes")));
         lines.push(format!("{name} tiers: {used} of {room}, {}", report::counted(sum("blocks"), "block")));
         for (device, _) in these().filter(|(_, tier)| tier["closed"] == true) {
-            lines.push(format!(
-                "the {name} of {} (device {}) has failed: it is done without until it works again; see docs/disk.md",
-                text(device, "node"),
-                text(device, "device")
-            ));
+            // A disk is tried again; a GPU's context that has ended stays so as long as the process.
+            let then = match name {
+                "device" => {
+                    "what it held is lost, and it is done without until its node starts anew; see docs/operate.md#gpus"
+                }
+                _ => "it is done without until it works again; see docs/disk.md",
+            };
+            let (node, device) = (text(device, "node"), text(device, "device"));
+            lines.push(format!("the {name} of {node} (device {device}) has failed: {then}"));
         }
     }
     lines
@@ -365,8 +369,11 @@ mod tests {
         let lines = tiers_of_all(&devices);
         assert_eq!(lines[0], "device tiers: 2.0 KiB of 16.0 KiB, 2 blocks");
         assert_eq!(lines[1], "disk tiers: 6.0 KiB of 16.0 KiB, 6 blocks");
-        assert!(lines[2].starts_with("the disk of a (device 1/1) has failed"), "{lines:?}");
-        assert_eq!(lines.len(), 3);
+        let disk = "the disk of a (device 1/1) has failed: it is done without until it works again; see docs/disk.md";
+        assert_eq!((lines.len(), lines[2].as_str()), (3, disk));
+        let gpu = json!({ "device": "2/0", "node": "b", "kind": "cuda", "tiers": [tier("device", 0, true)] });
+        let gpu = tiers_of_all(&[gpu]).pop().unwrap_or_default();
+        assert!(gpu.ends_with("until its node starts anew; see docs/operate.md#gpus"), "{gpu}");
     }
 
     #[test]

@@ -147,7 +147,7 @@ pub(super) struct Tier {
     pub(super) capacity_bytes: u64,
     /// Blocks that fetches got from there since the node started.
     pub(super) hits: u64,
-    /// It has failed and takes no blocks: the node does without it until it works again.
+    /// It has failed and takes no blocks: the node does without it until it works again, and without a GPU's until it starts anew itself.
     pub(super) closed: bool,
 }
 

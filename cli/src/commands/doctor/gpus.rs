@@ -3,10 +3,12 @@
 
 use super::finding::Finding;
 use super::host::{HOST, Nccl, read};
+use super::numa::{Near, near};
 use kvhive_gpu::cuda::{Cuda, CudaError, GpuInfo, Nvml, Topology, Version};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::ops::RangeInclusive;
+use std::path::Path;
 use std::process::Command;
 
 const WHAT: &str = "GPU";
@@ -29,9 +31,7 @@ struct Told {
 /// A GPU, and where the kernel has it.
 struct Seen {
     info: GpuInfo,
-    numa_node: Option<u32>,
-    /// The processors that are near it, as the kernel lists them.
-    cpus: Option<String>,
+    near: Near,
 }
 
 /// What one GPU has to do with another.
@@ -55,16 +55,17 @@ struct Place {
 }
 
 impl Gpus {
-    /// Asks for all of it.
-    pub(super) fn ask() -> Gpus {
+    /// Asks for all of it, of the kernel by its tree of devices.
+    pub(super) fn ask(sys: &Path) -> Gpus {
         let status = read("/proc/self/status");
         let line = |name: &str| {
             let found = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
             found.unwrap_or_default().trim().to_owned()
         };
-        let nodes = read("/sys/devices/system/node/online").trim().to_owned();
+        let nodes = std::fs::read_to_string(sys.join("devices/system/node/online")).unwrap_or_default();
+        let nodes = nodes.trim().to_owned();
         let host = Place { nodes, cpus: line("Cpus_allowed_list"), memory: line("Mems_allowed_list") };
-        Gpus { told: Cuda::find().and_then(|cuda| told(&cuda)), host }
+        Gpus { told: Cuda::find().and_then(|cuda| told(&cuda, sys)), host }
     }
 
     /// Returns it as the report has it.
@@ -72,12 +73,12 @@ impl Gpus {
         let Ok(Told { cuda, driver, gpus, links }) = &self.told else { return Value::Null };
         let gpus: Vec<Value> = gpus
             .iter()
-            .map(|Seen { info, numa_node, cpus }| {
+            .map(|Seen { info, near }| {
                 let (major, minor) = info.capability;
                 json!({
                     "gpu": info.ordinal, "name": info.name, "memory_bytes": info.memory_bytes,
                     "capability": format!("{major}.{minor}"), "processors": info.processors, "pci": info.pci,
-                    "numa_node": numa_node, "cpus": cpus,
+                    "numa_node": near.node, "cpus": near.cpus,
                 })
             })
             .collect();
@@ -91,19 +92,10 @@ impl Gpus {
 }
 
 /// Has CUDA's driver tell what it knows, and NVML what it does where there is one.
-fn told(cuda: &Cuda) -> Result<Told, CudaError> {
+fn told(cuda: &Cuda, sys: &Path) -> Result<Told, CudaError> {
     let nvml = Nvml::find().ok();
-    let gpus: Vec<Seen> = cuda
-        .gpus()?
-        .into_iter()
-        .map(|info| {
-            let of = |file| read(&format!("/sys/bus/pci/devices/{}/{file}", info.pci.to_lowercase()));
-            // Where there is but one node the kernel says -1.
-            let numa_node = of("numa_node").trim().parse().ok();
-            let cpus = Some(of("local_cpulist").trim().to_owned()).filter(|list| !list.is_empty());
-            Seen { numa_node, cpus, info }
-        })
-        .collect();
+    let seen = |info: GpuInfo| Seen { near: near(sys, &info.pci), info };
+    let gpus: Vec<Seen> = cuda.gpus()?.into_iter().map(seen).collect();
     let mut links = Vec::new();
     for (at, one) in gpus.iter().enumerate() {
         for other in &gpus[at + 1..] {
@@ -169,7 +161,7 @@ fn judge(
         let advice = "look at nvidia-smi, and at CUDA_VISIBLE_DEVICES";
         return vec![Finding::warns(HOST, WHAT, format!("CUDA {version} sees none"), advice)];
     }
-    let mut findings: Vec<Finding> = told.gpus.iter().map(|gpu| near(gpu, host)).collect();
+    let mut findings: Vec<Finding> = told.gpus.iter().map(|gpu| placed(gpu, host)).collect();
     findings.extend(linked(&told.links));
     let driver = told.driver.as_ref().map_or(String::new(), |driver| format!(", driver {driver}"));
     findings.push(match nccl.brought {
@@ -193,17 +185,17 @@ fn judge(
 }
 
 /// Says where a GPU is, and whether memory that is taken from here is near it: a page of the host's lies near the processor that first writes it.
-fn near(gpu: &Seen, host: &Place) -> Finding {
+fn placed(gpu: &Seen, host: &Place) -> Finding {
     let what = format!("{WHAT} {}", gpu.info.ordinal);
     let facts = gpu.info.facts();
-    let Some(node) = gpu.numa_node else { return Finding::holds(HOST, what, facts) };
-    let cpus = gpu.cpus.as_ref().map_or(String::new(), |cpus| format!(" (processors {cpus})"));
+    let Some(node) = gpu.near.node else { return Finding::holds(HOST, what, facts) };
+    let cpus = gpu.near.cpus.as_ref().map_or(String::new(), |cpus| format!(" (processors {cpus})"));
     let found = format!("{facts}, NUMA node {node}{cpus}");
     let is_one_node = ranges(&host.nodes)
         .iter()
         .all(|nodes| nodes.start() == nodes.end() && ranges(&host.nodes).len() == 1);
     let is_near = within(&host.memory, &node.to_string())
-        || gpu.cpus.as_ref().is_some_and(|cpus| within(&host.cpus, cpus));
+        || gpu.near.cpus.as_ref().is_some_and(|cpus| within(&host.cpus, cpus));
     if is_one_node || is_near {
         return Finding::holds(HOST, what, found);
     }
@@ -272,7 +264,8 @@ mod tests {
             processors: 132,
             pci: format!("FFFF:3{ordinal}:00.0"),
         };
-        Seen { info, numa_node, cpus: Some(cpus.to_owned()).filter(|cpus| !cpus.is_empty()) }
+        let cpus = Some(cpus.to_owned()).filter(|cpus| !cpus.is_empty());
+        Seen { info, near: Near { node: numa_node, cpus } }
     }
 
     fn told(gpus: Vec<Seen>, links: Vec<Link>) -> Result<Told, CudaError> {
@@ -303,7 +296,7 @@ mod tests {
     fn host_memory_far_from_its_gpu_is_a_warning_where_it_can_be() {
         let near_to = |nodes: &str, cpus: &str, memory: &str| {
             let host = Place { nodes: nodes.to_owned(), cpus: cpus.to_owned(), memory: memory.to_owned() };
-            near(&h200(0, Some(1), "32-63,96-127"), &host)
+            placed(&h200(0, Some(1), "32-63,96-127"), &host)
         };
         assert_eq!(near_to("0-1", "0-127", "0-1").state, State::Warns);
         assert!(near_to("0-1", "0-127", "0-1").found.ends_with(", NUMA node 1 (processors 32-63,96-127)"));
