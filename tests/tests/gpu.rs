@@ -45,13 +45,25 @@ fn the_bench_of_a_gpu_has_all_rows_and_draws_them() {
         }
     }
     expected.extend(["64KiB", "512KiB", "2MiB"].map(|size| format!("digest-{size}")));
+    let of_nodes = ["lane-up-2MiB", "lane-down-2MiB", "stage-store-2MiB", "stage-fetch-2MiB"];
+    // From the other GPU, as there are two.
+    expected.extend(of_nodes.into_iter().chain(["peer-64KiB", "peer-2MiB"]).map(str::to_owned));
     assert_eq!(cases, expected);
+    let bar = |case: &str| {
+        let row = list(&report["rows"]).iter().find(|row| row["case"] == case);
+        row.unwrap_or_else(|| panic!("{case} in {report:#}"))["bar"]["at_least"].as_f64()
+    };
+    let bars =
+        ["gpu-to-gpu-64KiB", "host-to-gpu-4KiB", "gpu-to-host-1MiB", "gather-int8-2KiB", "digest-2MiB"];
+    assert_eq!(bars.map(bar), [0.9, 0.6, 0.9, 0.8, 0.8].map(Some));
+    assert_eq!(bar("gather-int4-2KiB"), None);
     for row in list(&report["rows"]) {
         assert!(row["ours"].as_f64() > Some(0.0) && row["baseline"].as_f64() > Some(0.0), "{row}");
     }
     let svg = std::fs::read_to_string(&plot).expect("it was drawn");
     assert_eq!(svg.matches("<circle").count(), expected.len());
     assert!(svg.contains("one copy, gpu-to-gpu: ") && svg.contains(">gather-int8<"), "{svg}");
+    assert!(svg.contains("Roofline of Fake 0, ceilings of the same run"), "{svg}");
 
     let refused = bench(fake.folder(), &["--bytes", "1MiB"]);
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
@@ -143,6 +155,9 @@ fn doctor_lists_gpus_and_the_links_between_them() {
     assert_eq!(gpus["links"][0]["by"], "the host's PCIe bridge");
     let none = doctor(&fake.folder().join("nothing"));
     assert_eq!(none["gpus"], Value::Null);
+    let numa: Vec<&Value> = list(&none["numa_nodes"]).iter().collect();
+    assert_eq!(numa.is_empty(), !Path::new("/sys/devices/system/node/node0").exists());
+    assert!(numa.iter().all(|one| one["memory_bytes"].as_u64() > Some(0)), "{numa:?}");
 }
 
 #[test]
@@ -176,12 +191,16 @@ fn requests_are_replayed_through_a_gpu_host_memory_and_a_disk() {
 
 #[test]
 fn a_node_without_the_gpu_that_it_is_to_have_does_not_start_and_one_that_may_do_without_it_does() {
-    let nowhere = [("LD_LIBRARY_PATH", "/nowhere")];
-    let shape = ["--coordinators", "1", "--nodes", "1", "--devices", "1", "--device-kind"];
+    let nowhere = [("LD_LIBRARY_PATH", "/nowhere"), ("KVHIVE_LOG", "info")];
+    let shape = ["--coordinators", "1", "--nodes", "1", "--devices", "2", "--device-kind"];
     let auto: Vec<&str> = shape.iter().copied().chain(["auto"]).collect();
     let cluster = Cluster::start_with(&auto, &nowhere);
     let devices: Value = cluster.json(&["devices"]).expect("the coordinator answers");
-    assert_eq!(devices["devices"][0]["kind"], "host", "{devices:#}");
+    let kinds: Vec<&str> = list(&devices["devices"]).iter().map(|one| word(&one["kind"])).collect();
+    assert_eq!(kinds, ["host"; 2], "{devices:#}");
+    let log = std::fs::read_to_string(format!("{}/logs/node-1.log", cluster.dir())).expect("it keeps one");
+    let said = log.matches("no GPU for these devices").count();
+    assert_eq!(said, 1, "once for all of its devices: {log}");
     drop(cluster);
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
     let dir = folder.path().to_str().expect("a temporary folder has a plain name");

@@ -1,11 +1,12 @@
-//! `kvhive bench gpu`: a GPU's copies by the size of their pieces, and what its kernels make of an engine's pages, against one large copy of as
-//! many bytes in the same run.
+//! `kvhive bench gpu`: a GPU's copies by the size of their pieces, what its kernels make of an engine's pages, and what nodes have it do,
+//! against one large copy in the same run.
 
 mod blocks;
 pub(super) mod nccl;
+mod nodes;
 mod plot;
 
-use super::Row;
+use super::{Bar, Row};
 use anyhow::{Context, Result, bail, ensure};
 use kvhive_config::Bytes;
 use kvhive_gpu::cuda::{Between, Copier, Cuda, CudaError, Gpu, GpuMemory, Part, Pinned, Timer};
@@ -71,6 +72,10 @@ pub(super) fn run(runs: u32, ordinal: u32, bytes: Bytes, plot: Option<&Path>) ->
                 &baseline,
                 &format!("one copy of {}", bench.size()),
             );
+            let row = match way.bar(piece) {
+                Some(bar) => row.with_bar(bar),
+                None => row,
+            };
             measured.add(way.name(), piece, row.ours * way.memory_moves(), row);
             all_baselines.extend(baseline);
         }
@@ -78,6 +83,7 @@ pub(super) fn run(runs: u32, ordinal: u32, bytes: Bytes, plot: Option<&Path>) ->
         measured.ceilings.push(Ceiling { name: format!("one copy, {}", way.name()), gbps });
     }
     blocks::run(runs, &mut bench, &mut measured)?;
+    nodes::run(runs, &cuda, &mut bench, &mut measured)?;
     if let Some(mut file) = picture {
         let svg = plot::draw(&gpu.info().name, &measured.ceilings, &measured.points);
         file.write_all(svg.as_bytes()).context("cannot write the picture")?;
@@ -96,7 +102,8 @@ struct Measured {
 impl Measured {
     /// Takes a row and its point: so many GB/s are read and written in the GPU's memory, or go over its link.
     fn add(&mut self, line: &str, piece: usize, gbps: f64, row: Row) {
-        self.points.push(Point { line: line.to_owned(), piece, gbps });
+        let share = format!("{:.2} of {}", row.ratio, row.baseline_name);
+        self.points.push(Point { line: line.to_owned(), piece, gbps, share });
         self.rows.push(row);
     }
 }
@@ -134,6 +141,15 @@ impl Way {
             Way::ToGpu => "host-to-gpu",
             Way::ToHost => "gpu-to-host",
             Way::Within => "gpu-to-gpu",
+        }
+    }
+
+    /// Says what the speed of pieces is to be, of one large copy: of those of a block, and that there is no cliff below.
+    fn bar(self, piece: usize) -> Option<Bar> {
+        match self {
+            Way::Within => (piece >= 64 << 10).then_some(Bar::AtLeast(0.9)),
+            Way::ToGpu | Way::ToHost if piece >= 1 << 20 => Some(Bar::AtLeast(0.9)),
+            Way::ToGpu | Way::ToHost => (piece < 64 << 10).then_some(Bar::AtLeast(0.6)),
         }
     }
 

@@ -1,4 +1,5 @@
-//! GB/s against bytes of a piece as a picture: both axes logarithmic, one line a kind of work, ceilings dashed.
+//! A roofline as a picture: GB/s against bytes of a piece, both axes logarithmic, one line a kind of work, under ceilings of the same run,
+//! which are dashed. What limits all of this work is moving bytes, so that the size of a piece is what is varied, and not operations a byte.
 
 use crate::svg::{COLOURS, escape, put};
 
@@ -18,6 +19,8 @@ pub(super) struct Point {
     pub(super) piece: usize,
     /// GB/s that pass what limits it.
     pub(super) gbps: f64,
+    /// How much that is of what it was held against, in words.
+    pub(super) share: String,
 }
 
 /// What one large copy reaches.
@@ -71,9 +74,9 @@ pub(super) fn draw(name: &str, ceilings: &[Ceiling], points: &[Point]) -> String
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" width=\"{WIDTH}\" \
          height=\"{HEIGHT}\" font-family=\"system-ui, sans-serif\" font-size=\"12\" fill=\"#222\">\n\
-         <title>GB/s against bytes of a piece: {name}</title>\n\
+         <title>Roofline of {name}: GB/s against bytes of a piece, ceilings of the same run</title>\n\
          <rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n\
-         <text x=\"{LEFT}\" y=\"28\" font-size=\"17\" font-weight=\"600\">{name}</text>\n",
+         <text x=\"{LEFT}\" y=\"28\" font-size=\"17\" font-weight=\"600\">Roofline of {name}, ceilings of the same run</text>\n",
         name = escape(name)
     );
     axes(&mut svg, &frame);
@@ -160,11 +163,12 @@ fn draw_line(svg: &mut String, frame: &Frame, before: usize, number: usize, name
     for point in points {
         let (x, y) = (frame.x(point.piece), frame.y(point.gbps));
         let (size, speed) = (kvhive_config::Bytes(point.piece as u64), point.gbps);
+        let share = escape(&point.share);
         put(
             svg,
             format_args!(
                 "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\" fill=\"{colour}\">\
-                 <title>{name}, {size}: {speed:.1} GB/s</title></circle>"
+                 <title>{name}, {size}: {speed:.1} GB/s, {share}</title></circle>"
             ),
         );
     }
@@ -190,10 +194,14 @@ mod tests {
 
     #[test]
     fn equal_factors_are_equal_distances_and_ceilings_are_named() {
-        let point = |piece, gbps| Point { line: "gather <raw>".to_owned(), piece, gbps };
+        let share = || "0.92 of one copy".to_owned();
+        let point = |piece, gbps| Point { line: "gather <raw>".to_owned(), piece, gbps, share: share() };
         let ceilings = [Ceiling { name: "one copy".to_owned(), gbps: 100.0 }];
         let svg = draw("a & b", &ceilings, &[point(1024, 1.0), point(4096, 10.0), point(16384, 100.0)]);
-        assert!(svg.contains("a &amp; b") && svg.ends_with("</svg>\n"));
+        assert!(
+            svg.contains(">Roofline of a &amp; b, ceilings of the same run<") && svg.ends_with("</svg>\n")
+        );
+        assert!(svg.contains(", 1KiB: 1.0 GB/s, 0.92 of one copy</title>"), "{svg}");
         assert!(svg.contains("<polyline points=\"70.0,540.0 420.0,296.0 770.0,52.0\""), "{svg}");
         assert!(svg.contains("<path d=\"M70 52.0H770\"") && svg.contains("one copy: 100 GB/s"), "{svg}");
         assert_eq!((svg.matches("<circle").count(), svg.matches("gather &lt;raw&gt;").count()), (3, 5));
@@ -201,7 +209,7 @@ mod tests {
 
     #[test]
     fn one_point_and_none_are_pictures_too() {
-        let one = [Point { line: "x".to_owned(), piece: 4096, gbps: 5.0 }];
+        let one = [Point { line: "x".to_owned(), piece: 4096, gbps: 5.0, share: String::new() }];
         assert!(draw("x", &[], &one).contains("<circle cx=\"420.0\""));
         assert!(draw("x", &[], &[]).ends_with("</svg>\n"));
     }
