@@ -191,3 +191,85 @@ fn sources_keep_to_the_house() {
         }
     }
 }
+
+/// A page that tells of a version is wrong in the next: what is told is how things stand.
+#[test]
+fn no_page_speaks_of_this_version() {
+    fn pages(folder: &Path, found: &mut Vec<PathBuf>) {
+        for path in std::fs::read_dir(folder).expect("a folder").flatten().map(|entry| entry.path()) {
+            let is_text =
+                path.extension().is_some_and(|end| ["md", "toml", "yaml"].iter().any(|one| end == *one));
+            if path.is_dir() {
+                pages(&path, found);
+            } else if is_text {
+                found.push(path);
+            }
+        }
+    }
+    let root = root();
+    let mut found = vec![root.join("README.md")];
+    ["docs", "cluster-configs"].iter().for_each(|folder| pages(&root.join(folder), &mut found));
+    assert!(found.len() > 80, "the pages are found");
+    for page in found {
+        let text = std::fs::read_to_string(&page).expect("a page is text").to_lowercase();
+        // Over the end of a line too.
+        let words = text.split(|letter: char| letter.is_whitespace() || letter == '#');
+        let words: Vec<&str> = words.filter(|word| !word.is_empty()).collect();
+        assert!(!words.windows(3).any(|three| three == ["in", "this", "version"]), "{}", page.display());
+    }
+}
+
+/// CUDA's functions are named in one folder, and outside of it few files vouch for addresses that a GPU copies from or to.
+#[test]
+fn cudas_functions_have_one_place_and_few_vouch_for_its_addresses() {
+    let vouching = [
+        // Its own mapping, pinned by a driver until it is unmapped.
+        "gpu/src/slab.rs",
+        // Extents of the slab that was lent to the process, by which NCCL's transfers and the copies beside them go.
+        "gpu/src/worker/issuer.rs",
+        // Memory that an array's owner holds for as long as a call lasts, and its addresses as DLPack tells them.
+        "python/src/buffer/mod.rs",
+        "python/src/buffer/passage.rs",
+    ];
+    let driver = ["cuMem", "cuStream", "cuLaunch", "cuModule", "cuCtx", "nvmlInit", "nvmlDevice"];
+    let (root, mut files) = (root(), Vec::new());
+    sources(&root, &mut files);
+    let mut found = Vec::new();
+    for file in files {
+        let name = file.strip_prefix(&root).expect("below the root").display().to_string();
+        let is_test = name.contains("tests/") || name.ends_with("_test.rs");
+        if is_test || name.starts_with("gpu/src/cuda/") {
+            continue;
+        }
+        let text = std::fs::read_to_string(&file).expect("a source is text");
+        let shipped = text.split("#[cfg(test)]").next().unwrap_or_default();
+        for function in driver {
+            assert!(
+                !shipped.contains(function),
+                "{name} names {function}...: gpu/src/cuda alone calls the driver"
+            );
+        }
+        let has_unsafe = shipped.lines().any(|line| {
+            let code = line.split("//").next().unwrap_or_default();
+            ["unsafe {", "unsafe fn", "unsafe impl"].iter().any(|word| code.contains(word))
+        });
+        if has_unsafe && shipped.contains("cuda::") {
+            found.push(name);
+        }
+    }
+    found.sort();
+    assert_eq!(found, vouching, "what vouches for CUDA's addresses is named here, with what it vouches for");
+}
+
+#[test]
+fn what_ci_runs_may_not_leave_the_kernels_out() {
+    let root = root();
+    let text = |name: &str| std::fs::read_to_string(root.join(name)).expect("a script is text");
+    assert!(text(".ci/run").contains("export KVHIVE_NO_SKIPS=\"${KVHIVE_NO_SKIPS:-kernels}\""));
+    let test = text("scripts/test");
+    // Whatever is skipped goes by what counts it.
+    assert!(
+        test.contains("skip kernels") && !test.contains(": SKIPPED\"\n                return"),
+        "scripts/test"
+    );
+}
