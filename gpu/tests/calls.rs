@@ -75,6 +75,7 @@ const FAIL: [(&str, &[&str], &str, &str); 15] = [
             "nvmlDeviceGetHandleByPciBusId_v2",
             "nvmlDeviceGetP2PStatus",
             "nvmlDeviceGetTopologyCommonAncestor",
+            "nvmlDeviceGetUtilizationRates",
             "nvmlEventSetCreate",
             "nvmlDeviceRegisterEvents",
         ],

@@ -450,7 +450,7 @@ fn a_callback_that_panics_ends_its_lane_and_whoever_copies_is_told() {
     let fake = Fake::new();
     let device = device(&fake);
     let arena = Arena::new(&*device, &CLASSES).expect("there is room");
-    let mut frame = || arena.take(ClassId(0), 5).expect("a frame is free");
+    let frame = || arena.take(ClassId(0), 5).expect("a frame is free");
     device.upload(*b"bytes", frame(), |_| panic!("as none should"));
     fake::eventually("its lane has ended", || device.loss().is_some());
     let error = device.write(b"bytes", &mut frame()).expect_err("nobody copies any more");
