@@ -51,9 +51,21 @@ static int failing_at, failing_code;
 static int dead, mappable = 1, capability = 90, newest;
 static __thread int current[16], depth;
 
+/* How often each call was made. */
+#define MOST_CALLS 64
+static struct { const char *name; int times; } calls[MOST_CALLS];
+/* Under the lock. */
+static int *times_of(const char *name) {
+    int at = 0;
+    while (at < MOST_CALLS && calls[at].name && strcmp(calls[at].name, name)) at++;
+    if (at == MOST_CALLS) abort();
+    if (!calls[at].name) calls[at].name = strdup(name);
+    return &calls[at].times;
+}
 /* Has the `nth` call of `name` from now on return `code`. */
 void fake_fail(const char *name, int nth, int code) {
     pthread_mutex_lock(&lock);
+    *times_of(name) = 0;
     strncpy(failing, name, sizeof failing - 1);
     failing_at = nth;
     failing_code = code;
@@ -111,18 +123,7 @@ static void read_environment(void) {
     *(strcmp(how, "hang") ? &failing_at : &hanging_at) = nth;
     failing_code = atoi(how);
 }
-/* How often each call was made. */
-#define MOST_CALLS 64
-static struct { const char *name; int times; } calls[MOST_CALLS];
-/* Under the lock. */
-static int *times_of(const char *name) {
-    int at = 0;
-    while (at < MOST_CALLS && calls[at].name && strcmp(calls[at].name, name)) at++;
-    if (at == MOST_CALLS) abort();
-    if (!calls[at].name) calls[at].name = strdup(name);
-    return &calls[at].times;
-}
-/* Says how often a call of this name was made, those among it that failed or hang. */
+/* Says how often a call of this name was made since it was told to fail, if it was: those among it that failed or hang. */
 int fake_calls(const char *name) {
     pthread_mutex_lock(&lock);
     int times = *times_of(name);

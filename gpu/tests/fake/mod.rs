@@ -98,7 +98,7 @@ impl Fake {
         ask(&self.library, name)
     }
 
-    /// Says how often a call was made.
+    /// Says how often a call was made: since it was told to fail, if it was.
     pub(crate) fn calls(&self, call: &str) -> c_int {
         let name = CString::new(call).expect("no 0 in it");
         // SAFETY: the fake's own function, with its own signature.
