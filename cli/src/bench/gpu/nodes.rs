@@ -20,7 +20,7 @@ const BLOCKS: usize = 16;
 /// The smaller blocks that one GPU takes from another.
 const SMALL: usize = 64 << 10;
 /// Requests of one measurement, one after the other; one more before it.
-const REQUESTS: usize = 20;
+const REQUESTS: usize = 5;
 /// What a node takes of a GPU here.
 const MEMORY: u64 = (BLOCK * BLOCKS) as u64;
 
