@@ -9,7 +9,8 @@ use crate::environment;
 use crate::keys::{self, CLUSTER, COORDINATOR, DEVICE, NODE, RAFT, ROOT, TOKEN_VARIABLE};
 use crate::ledger::Ledger;
 use crate::mode::{Codec, DiskAdmission, Mode, Tuning};
-use crate::node::{BlockClass, DeviceConfig, DeviceKind, NcclSettings, NodeConfig, RedisSettings};
+use crate::nccl::{NcclSettings, NcclUse};
+use crate::node::{BlockClass, DeviceConfig, DeviceKind, NodeConfig, RedisSettings};
 use crate::parse;
 use crate::problem::{Origin, Problem};
 use crate::scaling::{SCALING, ScalingSettings};
@@ -303,7 +304,9 @@ fn node_limits(section: &Section<'_>, ledger: &mut Ledger) -> NodeLimits {
             max_inflight: section.read(ledger, "redis_max_inflight", parse::size).unwrap_or_default(),
         },
         nccl: NcclSettings {
-            is_on: section.read(ledger, "nccl", parse::choice).is_none_or(|at| keys::NCCL[at] == "auto"),
+            when: section
+                .read(ledger, "nccl", parse::choice)
+                .map_or(NcclUse::default(), |at| NcclUse::ALL[at]),
             after: section.read(ledger, "nccl_after", parse::size).unwrap_or_default(),
             max_pairs: nccl_pairs,
             max_ctas: nccl_ctas as u32,

@@ -53,7 +53,7 @@ pub(crate) const GPU_STAGES: [&str; 2] = ["auto", "off"];
 /// Whether the disk tier is encrypted.
 pub(crate) const DISK_ENCRYPTION: [&str; 2] = ["on", "off"];
 /// Whether blocks go by NCCL.
-pub(crate) const NCCL: [&str; 2] = ["auto", "off"];
+pub(crate) const NCCL: [&str; 3] = ["auto", "off", "unencrypted"];
 /// Names of the modes.
 pub(crate) const MODES: [&str; 5] = ["training", "inference", "bulk", "streaming", "interactive"];
 /// Names of the ways to store blocks.

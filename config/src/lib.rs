@@ -37,6 +37,7 @@ mod keys;
 mod ledger;
 mod local;
 mod mode;
+mod nccl;
 mod node;
 mod parse;
 mod problem;
@@ -59,7 +60,8 @@ pub use config::{
 pub use keys::{SHRINKING_STRATEGIES, STRATEGIES, TOKEN_VARIABLE};
 pub use local::{LocalCluster, LocalShape};
 pub use mode::{Codec, DiskAdmission, Mode, Tuning};
-pub use node::{BlockClass, DeviceConfig, DeviceKind, NcclSettings, NodeConfig, RedisSettings};
+pub use nccl::{NcclSettings, NcclUse};
+pub use node::{BlockClass, DeviceConfig, DeviceKind, NodeConfig, RedisSettings};
 pub use problem::{ConfigError, Origin, Problem};
 pub use reference::reference_markdown;
 pub use scaling::{Executor, ScalingMode, ScalingSettings};

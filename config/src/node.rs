@@ -2,6 +2,7 @@
 
 use crate::config::reached;
 use crate::mode::{Mode, Tuning};
+use crate::nccl::NcclSettings;
 use crate::share::ShareMemory;
 use crate::units::Bytes;
 use std::collections::BTreeMap;
@@ -64,23 +65,6 @@ pub struct NodeConfig {
     pub tuning: Tuning,
     /// Its devices, by index.
     pub devices: Vec<DeviceConfig>,
-}
-
-/// How blocks go from a node's GPUs to those of other nodes by NCCL.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct NcclSettings {
-    /// Whether they do at all, where there is NCCL.
-    pub is_on: bool,
-    /// Bytes that go to another GPU within a minute before a pair is made.
-    pub after: Bytes,
-    /// Pairs of one GPU at once.
-    pub max_pairs: usize,
-    /// Thread blocks that one transfer runs on at most.
-    pub max_ctas: u32,
-    /// Bytes of each of NCCL's buffers.
-    pub buffer: Bytes,
-    /// Memory of each GPU that blocks of other nodes' slots pass; 0 for none.
-    pub guest_memory: Bytes,
 }
 
 /// How a node speaks Redis.

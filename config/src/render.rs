@@ -142,7 +142,7 @@ fn node(out: &mut Lines, one: &NodeConfig) {
     out.plain("redis_max_connections", one.redis.max_connections);
     out.text("redis_max_value", &one.redis.max_value.to_string());
     out.text("redis_max_inflight", &one.redis.max_inflight.to_string());
-    out.text("nccl", if one.nccl.is_on { "auto" } else { "off" });
+    out.text("nccl", one.nccl.when.as_str());
     out.text("nccl_after", &one.nccl.after.to_string());
     out.plain("nccl_max_pairs", one.nccl.max_pairs);
     out.plain("nccl_max_ctas", one.nccl.max_ctas);

@@ -6,8 +6,8 @@ use crate::cluster::place::{beside, peer};
 use crate::commands::config;
 use anyhow::{Context, Result, bail};
 use kvhive_config::{
-    Ack, ClusterConfig, CoordinatorConfig, DeviceKind, DiskAdmission, NcclSettings, Newcomer, NodeConfig,
-    Process, ScalingSettings, Token, TokenSource,
+    Ack, ClusterConfig, CoordinatorConfig, DeviceKind, DiskAdmission, NcclSettings, NcclUse, Newcomer,
+    NodeConfig, Process, ScalingSettings, Token, TokenSource,
 };
 use kvhive_coordinator::BlockEventsConfig;
 use kvhive_node::{
@@ -300,7 +300,7 @@ fn node(
             max_value_bytes: own.redis.max_value.0,
             max_inflight_bytes: own.redis.max_inflight.0,
         }),
-        nccl: nccl(own)?,
+        nccl: nccl(config, own)?,
         coordinators: config.coordinators.iter().map(CoordinatorConfig::raft_address).collect(),
         access: access(config, file)?,
         tls: tls(config, &own.host, file)?,
@@ -309,10 +309,16 @@ fn node(
     })
 }
 
-/// Returns how a node goes by NCCL, if it is to: by processes of this very program.
-fn nccl(own: &NodeConfig) -> Result<Option<NcclConfig>> {
-    let NcclSettings { is_on, after, max_pairs, max_ctas, buffer, guest_memory } = own.nccl;
-    if !is_on || own.devices.iter().all(|device| device.kind == DeviceKind::Host) {
+/// Returns how a node goes by NCCL, if it is to: by processes of this very program. What is encrypted otherwise goes by it where that is said alone.
+fn nccl(config: &ClusterConfig, own: &NodeConfig) -> Result<Option<NcclConfig>> {
+    let NcclSettings { when, after, max_pairs, max_ctas, buffer, guest_memory } = own.nccl;
+    let has_gpus = own.devices.iter().any(|device| device.kind != DeviceKind::Host);
+    if !has_gpus || !when.is_on(config.tls.is_some()) {
+        if has_gpus && when == NcclUse::Auto {
+            tracing::info!(
+                "blocks go from GPU to GPU over TCP: NCCL does not encrypt them, and this cluster has [tls]"
+            );
+        }
         return Ok(None);
     }
     let program = std::env::current_exe()
@@ -368,7 +374,7 @@ pub(super) fn shard_tuning(knobs: kvhive_config::Tuning) -> Tuning {
 mod tests {
     use kvhive_cache::policy::{self, Strategy};
     use kvhive_config::ClusterConfig;
-    use kvhive_node::{ClassConfig, DeviceConfig, DeviceMemory};
+    use kvhive_node::{ClassConfig, DeviceConfig, DeviceMemory, NcclConfig};
 
     #[test]
     fn the_configuration_and_a_node_part_a_disk_alike() {
@@ -405,6 +411,66 @@ mod tests {
         let records: Vec<u64> = device.records().into_iter().map(u64::from).collect();
         assert_eq!(records, node.records(node.devices[0].disk));
         assert_eq!(records, [256, 105], "records of 12 KiB in 3 MiB, of 68 KiB in 7 MiB");
+    }
+
+    #[test]
+    fn what_is_encrypted_otherwise_goes_by_nccl_where_that_is_said_alone() {
+        let read = |tls: bool, device: &str, nccl: &str| {
+            let tls = "[tls]\ncertificate = \"a.pem\"\nkey = \"a.key\"\nauthorities = \"ca.pem\"\n"
+                .repeat(usize::from(tls));
+            let text = format!(
+                r#"
+                {tls}
+                [cluster]
+                name = "test"
+                insecure = "allowed"
+                token_file = "token"
+                [raft]
+                [[coordinator]]
+                id = "coord-a"
+                host = "10.0.0.1"
+                data_dir = "/data/a"
+                [[node]]
+                id = "node-a"
+                host = "10.0.0.2"
+                {nccl}
+                nccl_after = "3MiB"
+                nccl_max_pairs = 5
+                nccl_max_ctas = 7
+                nccl_buffer = "2MiB"
+                nccl_guest_memory = "9MiB"
+                [[node.device]]
+                kind = "{device}"
+                "#
+            );
+            let config = ClusterConfig::from_toml(&text, std::iter::empty()).expect("a right file");
+            super::nccl(&config, &config.nodes[0]).expect("this program is there")
+        };
+        let (plain, encrypted) = (false, true);
+        for (tls, nccl, is_on) in [
+            (plain, "", true),
+            (plain, "nccl = \"off\"", false),
+            (plain, "nccl = \"unencrypted\"", true),
+            (encrypted, "", false),
+            (encrypted, "nccl = \"auto\"", false),
+            (encrypted, "nccl = \"off\"", false),
+            (encrypted, "nccl = \"unencrypted\"", true),
+        ] {
+            assert_eq!(read(tls, "cuda", nccl).is_some(), is_on, "{tls} {nccl}");
+            assert_eq!(read(tls, "host", nccl), None);
+        }
+        // Each key gets to where it is used.
+        let got = read(plain, "cuda", "").expect("it is on");
+        let usual = NcclConfig::of(std::env::current_exe().expect("a test is a program"));
+        let wanted = NcclConfig {
+            after_bytes: 3 << 20,
+            max_pairs: 5,
+            max_ctas: 7,
+            buffer_bytes: 2 << 20,
+            guest_bytes: 9 << 20,
+            ..usual
+        };
+        assert_eq!(got, wanted);
     }
 
     #[test]

@@ -152,7 +152,8 @@ pub(crate) const NODE: &[Key] = &[
         "nccl",
         Rule::Choice(&NCCL),
         Value("auto"),
-        "Whether blocks go from its GPUs to those of other nodes by NCCL, where both have it (docs/gpu.md): `off` has them go over TCP."
+        "Whether blocks go from its GPUs to those of other nodes by NCCL, where both have it (docs/gpu.md). NCCL encrypts nothing: with a `[tls]` table \
+         `auto` has them go over TCP, as `off` has them always, and `unencrypted` has them go by NCCL all the same."
     ),
     key!(
         "nccl_after",
@@ -170,13 +171,13 @@ pub(crate) const NODE: &[Key] = &[
         "nccl_max_ctas",
         Rule::Whole { min: 1, max: 64 },
         Value("2"),
-        "Thread blocks of the GPU that one transfer runs on at most; each has buffers of its own."
+        "Thread blocks of the GPU that one transfer runs on at most."
     ),
     key!(
         "nccl_buffer",
         Rule::Size { min: 64 << 10, max: 64 << 20, or_zero: false },
         Value("1MiB"),
-        "Bytes of each of NCCL's buffers on the GPU, of which a pair has some for each thread block and direction."
+        "Bytes of each of NCCL's buffers, of which a pair has some for each thread block and direction; where they lie, NCCL says."
     ),
     key!(
         "nccl_guest_memory",
