@@ -1,7 +1,7 @@
 //! What an operator may ask of a node and have it do: how its devices reach others; write its snapshot or take one in, list those that it has, remove one. Whoever
 //! asks shows a token that gives the role. No path comes from outside: snapshots are in the node's own folder, or beside it under a name.
 
-use crate::links::{LinkFrom, Links};
+use crate::links::{LinkFrom, Links, SetFrom};
 use crate::persist::{BEFORE, Job, Jobs, MAX_NAMED, PersistError, Refused, Standing, Verb};
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{DefaultBodyLimit, Path, State};
@@ -68,12 +68,14 @@ pub(crate) fn paths() -> Vec<(&'static str, &'static str)> {
 #[derive(Serialize)]
 struct AllLinks {
     links: Vec<LinkFrom>,
+    /// How they give several others the same.
+    sets: Vec<SetFrom>,
     /// What each of its GPUs does with NCCL; none where there is nothing of it.
     nccl: Vec<PairsReport>,
 }
 
 async fn links_of(State(admin): State<Arc<Admin>>) -> Json<AllLinks> {
-    Json(AllLinks { links: admin.links.report(), nccl: admin.links.pairs() })
+    Json(AllLinks { links: admin.links.report(), sets: admin.links.sets(), nccl: admin.links.pairs() })
 }
 
 fn refusal(status: StatusCode, code: &'static str, message: impl Into<String>) -> Response {

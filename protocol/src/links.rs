@@ -107,6 +107,27 @@ pub struct LinkReport {
     pub transports: Vec<TransportReport>,
 }
 
+/// How one device gives several others the same.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SetReport {
+    /// The others.
+    pub targets: Vec<DeviceId>,
+    /// Whether the last batch went to all of them at once; else it went to each by its own way.
+    pub at_once: bool,
+    /// Why, in words.
+    pub reason: String,
+    /// Batches that all of them got at once.
+    pub transfers: u64,
+    /// Their bytes, counted once.
+    pub bytes: u64,
+    /// Batches that failed so.
+    pub failures: u64,
+    /// What was measured of them, until the last has it.
+    pub rates: Vec<RateReport>,
+    /// For how long it is not tried, in milliseconds, where it rests after failures.
+    pub rests_ms: Option<u64>,
+}
+
 /// What is known of one way to another device.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct TransportReport {

@@ -12,19 +12,20 @@ use serde_json::{Value, json};
 /// When no coordinator answers; when a node does not, after the others' answers are printed.
 pub(super) fn show(admin: &Admin, as_json: bool) -> Result<()> {
     let members: Value = admin.get_list("/v1/members", "members")?;
-    let (mut links, mut nccl, mut silent) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut links, mut sets, mut nccl, mut silent) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for member in list(&members["members"]).iter().filter(|member| member["state"] == "up") {
         let name = text(member, "name");
         match admin.of_node(&text(member, "metrics_address")).get::<Value>("/v1/links") {
             Ok(told) => {
                 links.extend(list(&told["links"]).iter().map(|link| of_node(&name, link)));
+                sets.extend(list(&told["sets"]).iter().map(|set| of_node(&name, set)));
                 nccl.extend(list(&told["nccl"]).iter().map(|gpu| of_node(&name, gpu)));
             }
             Err(error) => silent.push(format!("{name}: {error:#}")),
         }
     }
     if as_json {
-        report::print_json(&json!({ "links": links, "nccl": nccl }))?;
+        report::print_json(&json!({ "links": links, "sets": sets, "nccl": nccl }))?;
     } else if links.is_empty() {
         println!("no device has given another a block since their nodes started");
     } else {
@@ -35,6 +36,7 @@ pub(super) fn show(admin: &Admin, as_json: bool) -> Result<()> {
         report::print_table(&table);
     }
     if !as_json {
+        sets.iter().for_each(|set| println!("{}", set_line(set)));
         print_pairs(&nccl);
     }
     if silent.is_empty() { Ok(()) } else { bail!("not all nodes have answered: {}", silent.join("; ")) }
@@ -103,6 +105,22 @@ fn of_node(name: &str, link: &Value) -> Value {
     link
 }
 
+/// Says how a device gives several others the same, as a node of an older build does not.
+fn set_line(set: &Value) -> String {
+    let targets: Vec<&str> = list(&set["targets"]).iter().filter_map(Value::as_str).collect();
+    let how = if set["at_once"] == true { "at once" } else { "to each by its own way" };
+    format!(
+        "{} ({}) gives {} the same {how}: {}; {} batches and {} have gone at once, {} failed",
+        text(set, "source"),
+        text(set, "from"),
+        targets.join(", "),
+        text(set, "reason"),
+        text(set, "transfers"),
+        size(set, "bytes"),
+        text(set, "failures")
+    )
+}
+
 fn row(link: &Value) -> [String; 8] {
     let transports = || list(&link["transports"]).iter();
     let sum = |field: &str| transports().filter_map(|one| one[field].as_u64()).sum::<u64>();
@@ -128,6 +146,17 @@ fn row(link: &Value) -> [String; 8] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_set_is_a_line_that_says_how_and_why() {
+        let set = json!({
+            "source": "1/0", "targets": ["2/0", "3/0"], "at_once": false, "transfers": 4, "bytes": 1 << 20, "failures": 1,
+            "reason": "at once 1.0 GB/s, each by its own way 2.0 GB/s", "rates": [], "rests_ms": null,
+        });
+        let told = "1/0 (node-1) gives 2/0, 3/0 the same to each by its own way: at once 1.0 GB/s, each by its own way 2.0 GB/s; \
+                    4 batches and 1.0 MiB have gone at once, 1 failed";
+        assert_eq!(set_line(&of_node("node-1", &set)), told);
+    }
 
     #[test]
     fn a_link_is_a_line_of_what_all_its_ways_have_carried() {

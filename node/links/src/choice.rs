@@ -14,10 +14,12 @@ use std::time::Duration;
 mod health;
 mod rates;
 mod reason;
+mod sets;
 
 use health::Health;
 use rates::Rates;
 pub use reason::{PassedOver, Reason, Why};
+pub use sets::{MAX_SETS, ToAll, WhyToAll};
 
 /// Targets that are remembered at a time; of more, whoever was chosen for longest ago is forgotten.
 pub const MAX_TARGETS: usize = 4096;
@@ -249,6 +251,8 @@ impl Link {
 #[derive(Clone, Debug, Default)]
 pub struct Links {
     links: BTreeMap<DeviceId, Link>,
+    /// Several targets that were to have the same, ascending.
+    sets: sets::Sets,
 }
 
 impl Links {
@@ -313,6 +317,7 @@ impl Links {
     /// Forgets devices that are no more or have become others: nothing that is known of them holds.
     pub fn retain(&mut self, stays: impl Fn(&DeviceId) -> bool) {
         self.links.retain(|target, _| stays(target));
+        self.sets.retain(|targets, _| targets.iter().all(&stays));
     }
 
     /// Returns what was chosen last for each target, ascending.

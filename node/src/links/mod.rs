@@ -28,7 +28,7 @@ use local::InProcess;
 use nccl::Nccl;
 pub(crate) use nccl::{NotCarried, OwnGpu, Without};
 pub(crate) use on_gpu::Instead;
-pub(crate) use report::LinkFrom;
+pub(crate) use report::{LinkFrom, SetFrom};
 use shared::SharedMemory;
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
@@ -60,6 +60,8 @@ pub(crate) struct Parcel<'a> {
     pub(crate) payload: &'a [&'a [u8]],
     /// Where other processes see these, if they can.
     pub(crate) places: &'a [Option<SharedPlace>],
+    /// How long it took to have them here, which is part of what a way costs that needs that.
+    pub(crate) brought: Duration,
     pub(crate) deadline: Instant,
 }
 
@@ -335,7 +337,7 @@ impl Links {
             // It was asked, and did not want to.
             Err(_) => return answer,
         };
-        self.ended(by, parcel, bytes, begun.elapsed(), is_well);
+        self.ended(by, parcel, bytes, parcel.brought + begun.elapsed(), is_well);
         answer
     }
 

@@ -2,7 +2,7 @@
 //! memory, as any batch.
 
 use super::nccl::NotCarried;
-use super::{Links, NCCL_LIMIT, Parcel};
+use super::{Links, NCCL_LIMIT, Parcel, lock};
 use crate::data::OnGpu;
 use kvhive_links::pairs::Why;
 use kvhive_protocol::DeviceId;
@@ -49,8 +49,8 @@ impl Links {
         })
     }
 
-    /// Has a batch of blocks that are on a GPU get to the GPUs of all parcels at once, and returns what becomes of it at each. One that was not
-    /// carried is to go another way. The target may have it all the same.
+    /// Has a batch of blocks that are on a GPU get to the GPUs of all parcels at once, if that is the way to take, and returns what becomes of it at
+    /// each. One that was not carried is to go another way. The target may have it all the same.
     pub(crate) async fn carry_to_all(
         &self,
         parcels: &[Parcel<'_>],
@@ -69,6 +69,12 @@ impl Links {
         };
         // That it is wanted is told in any case: else none is made.
         let stands = matches!(state, PairState::Ready | PairState::Busy);
+        let choices = source.and_then(|source| self.choices.get(usize::from(source.index)));
+        let now = self.view.now();
+        let chosen = choices.map(|choices| lock(choices).choose_to_all(now, &targets, bytes, state));
+        if stands && chosen.is_some_and(|chosen| !chosen.at_once) {
+            return parcels.iter().map(|_| Err(NotCarried::Pair(Why::Without))).collect();
+        }
         let mut spans: Vec<Span> = match stands {
             true => parcels.iter().map(|parcel| self.span(TransportKind::Nccl, parcel, bytes)).collect(),
             false => parcels.iter().map(|_| Span::NONE).collect(),
@@ -81,9 +87,16 @@ impl Links {
         let deadline = begun + NCCL_LIMIT;
         let deadline = parcels.iter().map(|parcel| parcel.deadline).fold(deadline, Instant::min);
         let answers = nccl.carry_to_all(&traced, blocks, deadline).await;
+        if let Some(choices) = choices.filter(|_| stands) {
+            let have_all = answers.iter().all(Result::is_ok);
+            let has_failed =
+                answers.iter().filter_map(|answer| answer.as_ref().err()).any(NotCarried::is_failure);
+            let how = (have_all || has_failed).then(|| if have_all { Ok(begun.elapsed()) } else { Err(()) });
+            lock(choices).ended_to_all(self.view.now(), &targets, bytes, how);
+        }
         for ((answer, parcel), span) in answers.iter().zip(&traced).zip(&mut spans) {
             match answer {
-                // How fast it was says nothing of the pair.
+                // How fast it was says nothing of the pair of the two.
                 Ok(_) => self.count(TransportKind::Nccl, bytes, true),
                 Err(error) => {
                     span.fail(error);

@@ -1,8 +1,9 @@
 //! What is told of links: to operators, and as metrics.
 
 use super::{Links, lock};
+use crate::stats::TransportUse;
 use kvhive_protocol::DeviceId;
-use kvhive_protocol::links::{TransportKind, TransportReport};
+use kvhive_protocol::links::{RateReport, SetReport, TransportKind, TransportReport};
 use kvhive_protocol::pairs::PairsReport;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -25,7 +26,46 @@ pub(crate) struct LinkFrom {
     transports: Vec<TransportReport>,
 }
 
+/// How a device of this node gives several others the same.
+#[derive(Serialize, Debug)]
+pub(crate) struct SetFrom {
+    /// `member/index` of this node's.
+    source: String,
+    /// `member/index` of the others.
+    targets: Vec<String>,
+    /// Whether the last batch went to all of them at once; else it went to each by its own way.
+    at_once: bool,
+    /// Why, in words.
+    reason: String,
+    /// Batches that all of them got at once, their bytes, counted once, and those that failed so.
+    transfers: u64,
+    bytes: u64,
+    failures: u64,
+    /// What was measured of them.
+    rates: Vec<RateReport>,
+    /// For how long it is not tried, in milliseconds, where it rests after failures.
+    rests_ms: Option<u64>,
+}
+
 impl Links {
+    /// Reports every set of devices that one of this node's has given the same.
+    pub(crate) fn sets(&self) -> Vec<SetFrom> {
+        let Some(serving) = self.view.serving() else { return Vec::new() };
+        let now = self.view.now();
+        let mut sets = Vec::new();
+        for (choices, index) in self.choices.iter().zip(0..) {
+            let source = DeviceId::new(serving.member, index);
+            let told = lock(choices).report_sets(now);
+            sets.extend(told.into_iter().map(|set| {
+                let SetReport { targets, at_once, reason, transfers, bytes, failures, rates, rests_ms } = set;
+                let targets = targets.iter().map(ToString::to_string).collect();
+                let source = source.to_string();
+                SetFrom { source, targets, at_once, reason, transfers, bytes, failures, rates, rests_ms }
+            }));
+        }
+        sets
+    }
+
     /// Reports every link from this node's devices that was used since the other end started.
     pub(crate) fn report(&self) -> Vec<LinkFrom> {
         let Some(serving) = self.view.serving() else { return Vec::new() };
@@ -44,6 +84,18 @@ impl Links {
             }));
         }
         links
+    }
+
+    /// Returns what went by each way.
+    pub(crate) fn used(&self) -> Vec<TransportUse> {
+        let ways = TransportKind::ALL.iter().zip(&self.figures);
+        ways.map(|(transport, figures)| TransportUse {
+            transport: *transport,
+            batches: figures.batches.load(Ordering::Relaxed),
+            failures: figures.failures.load(Ordering::Relaxed),
+            bytes: figures.bytes.load(Ordering::Relaxed),
+        })
+        .collect()
     }
 
     /// Reports what this node's GPUs do with NCCL.

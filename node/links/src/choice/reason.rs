@@ -89,7 +89,7 @@ impl Reason {
 }
 
 /// Bytes a second, for people.
-struct PerSecond(u64);
+pub(super) struct PerSecond(pub(super) u64);
 
 impl fmt::Display for PerSecond {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
