@@ -16,6 +16,8 @@ use thiserror::Error;
 
 /// How often it is looked how far things are. What waits for it is a transfer of a tenth of a millisecond at least.
 const LOOK: Duration = Duration::from_micros(50);
+/// How often one is looked at that stands idle: what breaks meanwhile costs no transfer its time.
+const LOOK_AT_IDLE: Duration = Duration::from_secs(1);
 /// Communicators at a time: each takes memory of the GPU.
 const PAIRS: usize = 64;
 /// Transfers that wait for the one under way.
@@ -70,6 +72,8 @@ struct Pair {
     comm: Comm,
     rank: Rank,
     stage: Stage,
+    /// When it was looked at last.
+    looked: Instant,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -153,9 +157,12 @@ impl Issuer {
             let heard = if is_busy {
                 self.watch.back_in(self.watchdog);
                 told.recv_timeout(LOOK)
-            } else {
+            } else if self.pairs.is_empty() {
                 self.watch.idle();
                 told.recv().map_err(|_| RecvTimeoutError::Disconnected)
+            } else {
+                self.watch.idle();
+                told.recv_timeout(LOOK_AT_IDLE)
             };
             self.watch.back_in(self.watchdog);
             match heard {
@@ -190,7 +197,7 @@ impl Issuer {
                 match Comm::join(&self.nccl, &id, rank, self.config) {
                     Ok(comm) => {
                         let stage = Stage::Joining { until: now + within };
-                        self.pairs.insert(pair, Pair { comm, rank, stage });
+                        self.pairs.insert(pair, Pair { comm, rank, stage, looked: now });
                     }
                     Err(error) => self.fail_of(pair, &error)?,
                 }
@@ -289,11 +296,19 @@ impl Issuer {
         Ok(())
     }
 
-    /// Looks at a communicator that is being made or closed.
+    /// Looks at a communicator that is being made or closed, and now and then at one that stands.
     fn look_at(&mut self, id: PairId, now: Instant) -> Result<(), CudaError> {
+        let is_idle = self.running.is_none();
         let Some(pair) = self.pairs.get_mut(&id) else { return Ok(()) };
         match pair.stage {
-            Stage::Ready => Ok(()),
+            Stage::Ready if !is_idle || pair.looked + LOOK_AT_IDLE > now => Ok(()),
+            Stage::Ready => {
+                pair.looked = now;
+                match pair.comm.state() {
+                    Ok(_) => Ok(()),
+                    Err(error) => self.fail_of(id, &error),
+                }
+            }
             Stage::Joining { until } => match pair.comm.state() {
                 Ok(State::Ready) => {
                     pair.stage = Stage::Ready;

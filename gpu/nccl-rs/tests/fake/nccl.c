@@ -2,9 +2,10 @@
  * later, as by the real one with communicators that do not block: joining, telling the GPU, and the bytes themselves, in the order of the stream
  * that the tests' own CUDA driver has; without that driver, by a thread. Operations that do not end hold their stream up until they are aborted.
  *
- * KVHIVE_FAKE_NCCL says what goes wrong: `NAME:N:HOW` separated by commas, the Nth call of NAME, or the Nth `transfer` in its middle; HOW is
- * `fail`, `hang` or `die`; once something has, there is a file of that
- * NAME in the folder KVHIVE_FAKE_NCCL_REACHED. KVHIVE_FAKE_NCCL_VERSION says which version it is. */
+ * KVHIVE_FAKE_NCCL says what goes wrong: `NAME:N:HOW` separated by commas, the Nth call of NAME, or the Nth `transfer` in its middle, or the Nth
+ * `asked` of a communicator that something was enqueued on, or `idle` of one that stands and on which nothing was, both of which
+ * ncclCommGetAsyncError is; the 0th is each. HOW is `fail`, `hang`, `die` or, of transfers, `slow`: a tenth of a second; once something has, there is a file of that
+ * NAME in the folder KVHIVE_FAKE_NCCL_REACHED, and there is `config`: how a communicator was to be made. KVHIVE_FAKE_NCCL_VERSION says which version it is. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -31,14 +32,14 @@
 
 enum { OK = 0, CUDA = 1, SYSTEM = 2, INTERNAL = 3, ARGUMENT = 4, USAGE = 5, REMOTE = 6, IN_PROGRESS = 7 };
 typedef struct { char internal[128]; } Id;
-typedef struct { size_t size; unsigned magic, version; int blocking; } Config;
+typedef struct { size_t size; unsigned magic, version; int blocking, cga, min_ctas, max_ctas; } Config;
 
 typedef struct {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     /* Threads, and operations of streams, that will yet look at it. */
     int users, joining, launching, running;
-    int state, aborted, ending;
+    int state, aborted, ending, enqueued, stands;
     int rank, ranks, links[RANKS], listener;
     char name[NAME];
 } Comm;
@@ -56,7 +57,7 @@ static struct { char name[NAME]; int file; } waiting[64];
 static __thread int depth, grouped;
 static __thread Op group[OPS];
 
-enum { FINE, FAIL, HANG, DIE };
+enum { FINE, FAIL, HANG, DIE, SLOW };
 /* Counts a call, and says what is to go wrong in it. */
 static int fate(const char *name) {
     int nth = 0, how = FINE;
@@ -70,8 +71,9 @@ static int fate(const char *name) {
     while (wanted && *wanted) {
         char which[48], what[16];
         int at;
-        if (sscanf(wanted, "%47[^:]:%d:%15[^,]", which, &at, what) == 3 && !strcmp(which, name) && at == nth)
-            how = !strcmp(what, "fail") ? FAIL : !strcmp(what, "hang") ? HANG : !strcmp(what, "die") ? DIE : (abort(), FINE);
+        if (sscanf(wanted, "%47[^:]:%d:%15[^,]", which, &at, what) == 3 && !strcmp(which, name) && (at == nth || !at))
+            how = !strcmp(what, "fail") ? FAIL : !strcmp(what, "hang") ? HANG : !strcmp(what, "die") ? DIE
+                : !strcmp(what, "slow") ? SLOW : (abort(), FINE);
         wanted = strchr(wanted, ',');
         if (wanted) wanted++;
     }
@@ -259,6 +261,14 @@ int ncclCommInitRankConfig(Comm **out, int ranks, Id id, int rank, Config *confi
     if (entered && !entered()) return CUDA;
     if (ranks < 1 || ranks > RANKS || rank < 0 || rank >= ranks || !memchr(id.internal, 0, NAME)) return ARGUMENT;
     if (config->size < sizeof *config || config->magic != 0xcafebeef || config->blocking) return ARGUMENT;
+    if (getenv("KVHIVE_FAKE_NCCL_REACHED")) {
+        char path[4096];
+        snprintf(path, sizeof path, "%s/config", getenv("KVHIVE_FAKE_NCCL_REACHED"));
+        FILE *file = fopen(path, "we");
+        const char *buffer = getenv("NCCL_BUFFSIZE");
+        if (file) fprintf(file, "%d to %d thread blocks, buffers of %s", config->min_ctas, config->max_ctas, buffer ? buffer : "any size");
+        if (file) fclose(file);
+    }
     Comm *comm = calloc(1, sizeof *comm);
     pthread_mutex_init(&comm->lock, NULL);
     pthread_cond_init(&comm->changed, NULL);
@@ -275,8 +285,11 @@ int ncclCommInitRankConfig(Comm **out, int ranks, Id id, int rank, Config *confi
 }
 int ncclCommGetAsyncError(Comm *comm, int *out) {
     BEGIN;
+    int code = comm->ending ? OK : comm->enqueued ? call("asked") : comm->stands ? call("idle") : OK;
+    if (code) return code;
     pthread_mutex_lock(&comm->lock);
     *out = comm->state ? comm->state : comm->joining || comm->launching || (comm->running && comm->ending) ? IN_PROGRESS : OK;
+    comm->stands |= !*out;
     pthread_mutex_unlock(&comm->lock);
     return OK;
 }
@@ -303,7 +316,8 @@ int ncclCommFinalize(Comm *comm) {
 /* Both ends of a transfer tell each other how many bytes it is: real ones would hang, or worse. */
 static int carry(Comm *comm, int is_sent, int peer, char *at, size_t bytes) {
     int how = fate("transfer"), file = comm->links[peer];
-    size_t half = how ? bytes / 2 : bytes;
+    if (how == SLOW) usleep(100 * 1000);
+    size_t half = how && how != SLOW ? bytes / 2 : bytes;
     uint64_t count = bytes;
     if (is_sent ? !put(comm, file, &count, sizeof count) : !get(comm, file, &count, sizeof count)) return REMOTE;
     if (count != bytes) return INTERNAL;
@@ -376,6 +390,7 @@ int ncclGroupEnd(void) {
         batch->stream = group[i].stream;
         for (int j = i; j < ops; j++)
             if (group[j].comm == comm) { batch->op[batch->ops++] = group[j]; group[j].comm = NULL; }
+        comm->enqueued = 1;
         enter(comm, &comm->running);
         enter(comm, &comm->launching);
         begin(launch, batch);
