@@ -78,7 +78,7 @@ pub struct NodeConfig {
     pub guest_bytes: u64,
     /// The port that speaks Redis; none for none.
     pub redis: Option<RedisConfig>,
-    /// How blocks go from its GPUs to those of other nodes by NCCL; none has them all go over TCP.
+    /// How blocks go from its GPUs to those of other nodes by NCCL; none has them all go over TCP. NCCL encrypts nothing, whatever `tls` is.
     pub nccl: Option<NcclConfig>,
     /// `host:port` of the coordinators' control plane.
     pub coordinators: Vec<String>,
@@ -187,6 +187,10 @@ pub struct NcclConfig {
     pub buffer_bytes: u64,
     /// Bytes of each GPU that blocks of other nodes' slots pass which come by NCCL for clients near the node; 0 has these come otherwise.
     pub guest_bytes: u64,
+    /// A pair that was used so lately is not closed to make room for another.
+    pub keep: Duration,
+    /// The process has loaded its libraries and opened the GPU within this, or is ended.
+    pub start: Duration,
     /// A call of NCCL that has not returned within this ends the process.
     pub watchdog: Duration,
 }
@@ -203,6 +207,8 @@ impl NcclConfig {
             max_ctas: 2,
             buffer_bytes: 1 << 20,
             guest_bytes: 32 << 20,
+            keep: Duration::from_secs(10),
+            start: Duration::from_secs(20),
             watchdog: Duration::from_secs(5),
         }
     }

@@ -88,7 +88,7 @@ macro_rules! table {
             /// Loads the library of this name or path.
             ///
             /// # Errors
-            /// [`NcclError::NoLibrary`], [`NcclError::NoSymbol`] and [`NcclError::TooOld`].
+            /// [`NcclError::NoLibrary`], [`NcclError::NoSymbol`] and [`NcclError::TooOld`]; [`NcclError::Failed`] where it does not tell its version.
             pub(crate) fn load(name: &OsStr) -> Result<Table, NcclError> {
                 // SAFETY: loading NCCL runs its initializers, which ask nothing of the caller.
                 let library = unsafe { Library::new(name) }
@@ -102,8 +102,10 @@ macro_rules! table {
                     .map_err(|_| missing("ncclGetVersion"))?;
                 let mut told = 0;
                 // SAFETY: the function writes one number.
-                if unsafe { ask(&raw mut told) } != SUCCESS {
-                    told = 0;
+                let code = unsafe { ask(&raw mut told) };
+                if code != SUCCESS {
+                    let (call, what) = ("ncclGetVersion", "it does not tell its version".to_owned());
+                    return Err(NcclError::Failed { call, code: Code::of(code), what, last: String::new() });
                 }
                 let version = Version::of(told);
                 if version < OLDEST {

@@ -5,8 +5,10 @@
 mod fake;
 
 use fake::FakeNccl;
-use nccl_rs::{Code, Comm, Config, Nccl, NcclError, Rank, Span, State};
+use nccl_rs::{Code, Comm, Config, Nccl, NcclError, Rank, Span, State, UniqueId};
+use std::io::{Read, Write};
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -104,6 +106,7 @@ fn bytes_come_as_they_went() {
 #[test]
 fn each_call_that_fails_is_told_by_its_name_and_leaves_nothing() {
     let calls = [
+        "ncclGetVersion",
         "ncclGetUniqueId",
         "ncclCommInitRankConfig",
         "ncclCommGetAsyncError",
@@ -121,7 +124,12 @@ fn each_call_that_fails_is_told_by_its_name_and_leaves_nothing() {
         let error = everything(&fake).expect_err(name);
         let NcclError::Failed { call, code, what, last } = &error else { panic!("{name}: {error}") };
         assert_eq!((*call, *code), (name, Code::System), "{error}");
-        assert_eq!((what.as_str(), last.as_str()), ("unhandled system error", "this NCCL is made for tests"));
+        // What it is not known to be is asked nothing more.
+        let said = match name {
+            "ncclGetVersion" => ("it does not tell its version", ""),
+            _ => ("unhandled system error", "this NCCL is made for tests"),
+        };
+        assert_eq!((what.as_str(), last.as_str()), said);
         if name != "ncclCommDestroy" {
             // One that could not be destroyed is not tried again.
             assert_eq!(fake.ask("fake_comms"), 0, "{name}");
@@ -162,6 +170,64 @@ fn what_is_no_nccl_is_told_by_name() {
     assert_eq!(old.map(|error| error.to_string()).as_deref(), Some(said));
     let fake = FakeNccl::new();
     assert_eq!(fake.nccl().map(|nccl| nccl.version().to_string()), Ok("2.28.9".to_owned()));
+}
+
+/// Joins as one of two, and says what came of it.
+fn joins(nccl: &Arc<Nccl>, id: &UniqueId, at: u32) -> String {
+    let joined = Comm::join(nccl, id, Rank { at, of: 2 }, SMALL).and_then(|comm| settle(&comm));
+    match joined {
+        Ok(()) => "it stands".to_owned(),
+        Err(error) => format!("{:?}", error.code().expect("it was called")),
+    }
+}
+
+/// The other of two processes: it is told an id, joins by it, and says what came of it.
+#[test]
+#[ignore = "is started by other tests"]
+fn other_process() {
+    let mut id = UniqueId([0; 128]);
+    std::io::stdin().read_exact(&mut id.0).expect("it is told an id");
+    let nccl = Nccl::find().expect("it loads");
+    println!("\njoined: {}", joins(&nccl, &id, 1));
+}
+
+/// Has this process make an id and another one join by it; returns what came of it here and there.
+fn in_two_processes(library: &Path) -> [String; 2] {
+    let mut other = Command::new(std::env::current_exe().expect("a test is a program"))
+        .args(["--exact", "other_process", "--ignored", "--nocapture"])
+        // With one GPU both are to take each other for other hosts.
+        .env("KVHIVE_NCCL", library)
+        .env("NCCL_HOSTID", "the other")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let nccl = Nccl::load(library).expect("it loads");
+    let id = nccl.unique_id().expect("there is a network");
+    other.stdin.take().expect("it is piped").write_all(&id.0).expect("it listens");
+    let here = joins(&nccl, &id, 0);
+    let mut said = String::new();
+    other.stdout.take().expect("it is piped").read_to_string(&mut said).expect("it is text");
+    assert!(other.wait().expect("it was started").success(), "{said}");
+    let there = said.lines().find_map(|line| line.strip_prefix("joined: ")).expect("it says what came of it");
+    [here, there.to_owned()]
+}
+
+#[test]
+fn an_id_is_of_use_in_another_process() {
+    assert_eq!(in_two_processes(&FakeNccl::new().path()), ["it stands"; 2]);
+}
+
+/// Run with the real library by `scripts/test nccl`. Without a GPU each end says so, and neither waits for the other.
+#[test]
+fn the_real_ones_ids_go_to_another_process() {
+    let Some(library) = std::env::var_os("KVHIVE_NCCL") else {
+        return println!("SKIPPED: KVHIVE_NCCL says nothing of a real library");
+    };
+    let both = in_two_processes(Path::new(&library));
+    println!("both ends: {both:?}");
+    let has_gpu = Path::new("/dev/nvidiactl").exists();
+    assert!(has_gpu || both == ["Cuda", "Cuda"], "{both:?}");
 }
 
 /// Run with the real library by `scripts/test nccl`, which says where it is; it needs no GPU.

@@ -39,7 +39,7 @@ use crate::actors::core::DeviceMessage;
 use crate::data::Limits;
 use crate::disk::{DiskTuning, record_bytes};
 use crate::start::start_within;
-use crate::{ClassConfig, DeviceConfig, DeviceMemory, MoveLimits, NodeConfig, NodeHandle};
+use crate::{ClassConfig, DeviceConfig, DeviceMemory, MoveLimits, NcclConfig, NodeConfig, NodeHandle};
 use asker::Asker;
 use coordinator::FakeCoordinator;
 use kvhive_cache::ShardStats;
@@ -89,6 +89,9 @@ struct Setup {
     /// Whether blocks go from GPU to GPU by NCCL, and what goes wrong in a worker of a node.
     nccl: bool,
     wrong: Option<nccl::Wrong>,
+    /// Communicators of its GPU at a time, and what is wanted before one is made.
+    max_pairs: usize,
+    after_bytes: u64,
     guest_bytes: usize,
     share_memory: crate::ShareMemory,
     gpu_stages: bool,
@@ -129,6 +132,8 @@ impl Default for Setup {
             redis: None,
             nccl: false,
             wrong: None,
+            max_pairs: 16,
+            after_bytes: 1,
             guest_bytes: 4 * MIB,
             share_memory: crate::ShareMemory::default(),
             gpu_stages: true,
@@ -208,7 +213,11 @@ impl Setup {
             names_bytes: 32 << 20,
             guest_bytes: self.guest_bytes as u64,
             redis: self.redis.clone(),
-            nccl: self.nccl.then(|| nccl::config(name, self.wrong.as_ref())),
+            nccl: self.nccl.then(|| NcclConfig {
+                max_pairs: self.max_pairs,
+                after_bytes: self.after_bytes,
+                ..nccl::config(name, self.wrong.as_ref())
+            }),
             coordinators: vec![coordinator.address()],
             token: TOKEN.to_vec(),
             access: access(),

@@ -6,6 +6,8 @@
 mod fake_nccl;
 mod groups;
 mod guests;
+mod moves;
+mod room;
 
 use super::asker::{Block, kept};
 use super::coordinator::FakeCoordinator;
@@ -59,6 +61,7 @@ impl Wrong {
     }
 
     fn at(node: &'static str, what: &str) -> Wrong {
+        assert!(!is_real() || what == NO_LIBRARY, "nothing goes wrong by plan in a real NCCL");
         let once = tempfile::tempdir().expect("a temporary folder can be made");
         Wrong { node, what: what.to_owned(), once, watchdog: WATCHDOG }
     }
@@ -72,14 +75,14 @@ pub(super) fn config(name: &str, wrong: Option<&Wrong>) -> NcclConfig {
     let text = |path: &Path| path.to_str().expect("it is text").to_owned();
     let wrong = wrong.filter(|wrong| name.starts_with(wrong.node));
     let mut environment = vec![("NCCL_HOSTID".to_owned(), name.to_owned())];
-    let watchdog = if is_real() {
+    let (watchdog, start) = if is_real() {
         // Both ends are on one GPU: NCCL takes them for two hosts, and goes by sockets.
         environment.push(("NCCL_SOCKET_IFNAME".to_owned(), "lo".to_owned()));
-        Duration::from_secs(5)
+        (Duration::from_secs(5), Duration::from_secs(20))
     } else {
         environment.push(("LD_LIBRARY_PATH".to_owned(), text(driver())));
         environment.push(("KVHIVE_NCCL".to_owned(), text(&NCCL.path())));
-        wrong.map_or(WATCHDOG, |wrong| wrong.watchdog)
+        (wrong.map_or(WATCHDOG, |wrong| wrong.watchdog), Duration::from_secs(5))
     };
     if let Some(wrong) = wrong {
         if wrong.what == NO_LIBRARY {
@@ -98,9 +101,13 @@ pub(super) fn config(name: &str, wrong: Option<&Wrong>) -> NcclConfig {
     NcclConfig {
         arguments: words.map(str::to_owned).to_vec(),
         environment,
-        after_bytes: 1,
+        max_ctas: 3,
+        buffer_bytes: 2 << 20,
         // Sixteen frames of most stories.
         guest_bytes: 1 << 20,
+        // Nobody waits to see one closed.
+        keep: Duration::ZERO,
+        start,
         watchdog,
         ..NcclConfig::of("/bin/sh".into())
     }
@@ -125,6 +132,14 @@ fn worker_of(node: &str) -> Option<Pid> {
     let processes = std::fs::read_dir("/proc").expect("Linux has it").flatten().map(|entry| entry.path());
     let found = processes.into_iter().find(|process| is_it(process))?;
     Pid::from_raw(found.file_name()?.to_str()?.parse().ok()?)
+}
+
+fn member(node: &NodeHandle) -> MemberId {
+    node.member().expect("it is a member")
+}
+
+fn device(node: &NodeHandle) -> DeviceId {
+    DeviceId::new(member(node), 0)
 }
 
 fn blocks(from: u64, count: u64) -> Vec<Block> {
@@ -249,6 +264,26 @@ async fn copies_for_a_replica_go_from_gpu_to_gpu_once_a_pair_stands() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pair_takes_no_more_of_a_gpu_than_is_said_and_one_that_breaks_idle_is_made_anew_before_it_is_wanted()
+ {
+    if is_real() {
+        return println!("SKIPPED: a real NCCL says nothing of it");
+    }
+    let setup = Setup { wrong: Some(Wrong::at("node-0", "idle:1:fail")), ..by_nccl() };
+    let (_coordinator, nodes) = in_order([&setup; 2]).await;
+    let mut client = nodes[0].ask().await;
+    assert_eq!(client.store(&blocks(0, 1), Ack::All).await, Ok(vec![kept(2)]), "by TCP meanwhile");
+    eventually("a pair stands", || pair(&nodes[0]) == Some(PairState::Ready)).await;
+    let planned = setup.wrong.as_ref().expect("something goes wrong");
+    let told = std::fs::read_to_string(planned.once.path().join("config")).expect("it was asked for one");
+    assert_eq!(told, "1 to 3 thread blocks, buffers of 2097152");
+    eventually("it is given up at both ends", || nodes.iter().all(|node| given_up(node).is_some())).await;
+    assert!(planned.has_come_to("idle"));
+    assert_eq!((gone_by(&nodes[0], "nccl"), nodes[0].counted(|counters| &counters.stores)), (0, 1));
+    carries(&nodes[0], 100).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stores_go_on_when_a_worker_hangs_that_may_write_frames() {
     // Nothing ends it but who is tired of waiting for it, seconds after its transfer was given up.
     let wrong = Wrong { watchdog: Duration::from_secs(60), ..Wrong::at("node-", "ncclRecv:1:hang") };
@@ -277,8 +312,8 @@ async fn stores_go_on_when_a_worker_hangs_that_may_write_frames() {
 async fn a_worker_that_is_killed_under_way_costs_no_store_its_time_and_no_block_its_bytes() {
     for victim in ["node-1", "node-0"] {
         // Its second transfer stops in its middle, and nothing but the kill ends that. A real NCCL is killed when it is likely to be in one.
-        let wrong = Wrong { watchdog: Duration::from_secs(60), ..Wrong::at(victim, "transfer:2:hang") };
-        let setup = Setup { device_frames: 256, wrong: (!is_real()).then_some(wrong), ..by_nccl() };
+        let wrong = || Wrong { watchdog: Duration::from_secs(60), ..Wrong::at(victim, "transfer:2:hang") };
+        let setup = Setup { device_frames: 256, wrong: (!is_real()).then(wrong), ..by_nccl() };
         let (_coordinator, nodes) = in_order([&setup; 2]).await;
         let mut client = nodes[0].ask().await;
         carries(&nodes[0], 100_000).await;
@@ -385,10 +420,10 @@ async fn goes_on(node: &'static str, call: &str, wrong: &str) {
     carries(&nodes[0], 100).await;
 }
 
-/// All that may go wrong in a call of this name at these nodes, which comes after something else has failed where that is said.
-async fn goes_on_whatever_a_call_does(nodes: &[&'static str], before: &str, call: &str) {
+/// All that may go wrong in the nth call of this name at these nodes, which comes after something else has failed where that is said.
+async fn goes_on_whatever_a_call_does(nodes: &[&'static str], before: &str, (call, nth): (&str, u32)) {
     for how in ["fail", "hang", "die"] {
-        let wrong = format!("{before}{call}:1:{how}");
+        let wrong = format!("{before}{call}:{nth}:{how}");
         join_all(nodes.iter().map(|node| goes_on(node, call, &wrong))).await;
     }
 }
@@ -398,22 +433,25 @@ const SECOND: &[&str] = &["node-1"];
 const BOTH: &[&str] = &["node-0", "node-1"];
 
 macro_rules! calls {
-    ($($test:ident: $nodes:ident, $before:literal $call:literal,)+) => {$(
+    ($($test:ident: $nodes:ident, $before:literal $call:literal $nth:literal,)+) => {$(
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
         async fn $test() {
-            goes_on_whatever_a_call_does($nodes, $before, $call).await;
+            goes_on_whatever_a_call_does($nodes, $before, ($call, $nth)).await;
         }
     )+};
 }
 
 calls! {
-    stores_go_on_when_no_id_is_made: FIRST, "" "ncclGetUniqueId",
-    stores_go_on_when_nobody_joins: BOTH, "" "ncclCommInitRankConfig",
-    stores_go_on_when_errors_are_not_told: BOTH, "" "ncclCommGetAsyncError",
-    stores_go_on_when_no_group_begins: BOTH, "" "ncclGroupStart",
-    stores_go_on_when_no_group_ends: BOTH, "" "ncclGroupEnd",
-    stores_go_on_when_nothing_is_sent: FIRST, "" "ncclSend",
-    stores_go_on_when_nothing_is_received: SECOND, "" "ncclRecv",
-    stores_go_on_when_a_transfer_stops_in_its_middle: BOTH, "" "transfer",
-    stores_go_on_when_nothing_is_aborted: BOTH, "transfer:1:fail," "ncclCommAbort",
+    stores_go_on_when_no_version_is_told: BOTH, "" "ncclGetVersion" 1,
+    stores_go_on_when_no_id_is_made: FIRST, "" "ncclGetUniqueId" 1,
+    stores_go_on_when_nobody_joins: BOTH, "" "ncclCommInitRankConfig" 1,
+    stores_go_on_when_errors_are_not_told: BOTH, "" "ncclCommGetAsyncError" 1,
+    stores_go_on_when_errors_are_not_told_under_way: BOTH, "" "asked" 1,
+    stores_go_on_when_no_group_begins: BOTH, "" "ncclGroupStart" 1,
+    stores_go_on_when_no_group_ends: BOTH, "" "ncclGroupEnd" 1,
+    stores_go_on_when_a_later_group_does_not_end: BOTH, "" "ncclGroupEnd" 2,
+    stores_go_on_when_nothing_is_sent: FIRST, "" "ncclSend" 1,
+    stores_go_on_when_nothing_is_received: SECOND, "" "ncclRecv" 1,
+    stores_go_on_when_a_transfer_stops_in_its_middle: BOTH, "" "transfer" 1,
+    stores_go_on_when_nothing_is_aborted: BOTH, "transfer:1:fail," "ncclCommAbort" 1,
 }

@@ -24,15 +24,15 @@ impl Hand {
         *workers += 1;
         self.figures.started();
         let (number, hand) = (*workers, Arc::downgrade(self));
-        let NcclConfig { program, arguments, environment, max_ctas, buffer_bytes, watchdog, .. } =
+        let NcclConfig { program, arguments, environment, max_ctas, buffer_bytes, start, watchdog, .. } =
             &self.config;
         let setup = Setup {
             gpu: self.gpu.ordinal,
             slab_bytes: self.gpu.slab_bytes,
             watchdog: *watchdog,
+            start: *start,
             ctas: (1, (*max_ctas).max(1)),
             buffer_bytes: Some(*buffer_bytes),
-            ..Setup::default()
         };
         let mut command = std::process::Command::new(program);
         command.args(arguments).envs(environment.iter().cloned());

@@ -78,8 +78,14 @@ impl Hand {
     }
 
     fn tuning(&self) -> Tuning {
-        let NcclConfig { max_pairs, after_bytes, .. } = &self.config;
-        Tuning { max_live: *max_pairs, make_after_bytes: *after_bytes, ..Tuning::default() }
+        let NcclConfig { max_pairs, after_bytes, keep, start, .. } = self.config;
+        Tuning {
+            max_live: max_pairs,
+            make_after_bytes: after_bytes,
+            keep,
+            start_limit: start,
+            ..Tuning::default()
+        }
     }
 
     /// Tells the machine the time, when it asks for that, until the hand is gone.

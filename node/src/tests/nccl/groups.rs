@@ -1,8 +1,10 @@
 //! Blocks that go from one GPU to several at once, by NCCL's broadcast.
 
 use super::super::asker::kept;
-use super::super::{Setup, eventually};
-use super::{CARRIES_WITHIN, COPY_LIMIT, FIRST, NodeHandle, Wrong, blocks, by_nccl, in_order, tells};
+use super::super::{KIB, Setup, eventually};
+use super::{
+    CARRIES_WITHIN, COPY_LIMIT, FIRST, NodeHandle, Wrong, blocks, by_nccl, in_order, is_real, tells,
+};
 use futures_util::future::join_all;
 use kvhive_protocol::DeviceId;
 use kvhive_protocol::data::Ack;
@@ -36,6 +38,7 @@ async fn copies_for_two_replicas_go_to_both_at_once_when_all_have_joined() {
     eventually("all have joined", || to_several(&nodes[0]) == Some(0)).await;
     assert_eq!(client.store(&blocks(1, 6), Ack::All).await, Ok(vec![kept(3); 6]));
     assert_eq!(to_several(&nodes[0]), Some(1));
+    assert_eq!(to_all(&nodes[0]), (true, "not measured yet".to_owned()));
     for (node, direction) in nodes.iter().zip(["sent", "received", "received"]) {
         let done =
             format!("nccl_transfers_total{{device=\"0\",direction=\"{direction}\",outcome=\"done\"}} 1");
@@ -50,6 +53,48 @@ async fn copies_for_two_replicas_go_to_both_at_once_when_all_have_joined() {
         }
         has(node, 0..7).await;
         node.settles("nobody reads or writes", |stats| stats.readers + stats.filling == 0).await;
+    }
+}
+
+/// Returns how a node's first set of targets was given its last batch, and why.
+fn to_all(node: &NodeHandle) -> (bool, String) {
+    let sets = serde_json::to_value(node.plane.replicator.links.sets()).expect("it is plain");
+    let reason = sets[0]["reason"].as_str().expect("a set, with words").to_owned();
+    (sets[0]["at_once"] == true, reason)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn copies_for_two_replicas_go_to_each_alone_where_that_is_measured_to_be_faster() {
+    if is_real() {
+        return println!("SKIPPED: no real NCCL is slow when it is told to be");
+    }
+    let wrong = Some(Wrong::at("node-", "transfer:0:slow"));
+    // What goes over TCP before anything else stands is measured.
+    let setup = Setup { wrong, after_bytes: 5 * 64 * KIB as u64, device_frames: 128, ..by_nccl() };
+    let (_coordinator, nodes) = in_order([&setup; 3]).await;
+    let mut client = nodes[0].ask().await;
+    for number in 0..6 {
+        assert_eq!(client.store(&blocks(number, 1), Ack::All).await, Ok(vec![kept(3)]));
+    }
+    eventually("all have joined", || to_several(&nodes[0]).is_some()).await;
+    let (began, mut number) = (Instant::now(), 6);
+    loop {
+        assert_eq!(client.store(&blocks(number, 1), Ack::All).await, Ok(vec![kept(3)]));
+        number += 1;
+        match to_all(&nodes[0]) {
+            (false, why) if why.contains("each by its own way") => break,
+            told => assert!(began.elapsed() < CARRIES_WITHIN, "it goes to all at once: {told:?}"),
+        }
+    }
+    let before = to_several(&nodes[0]);
+    assert!(before >= Some(3), "{before:?}: it was measured by what went so");
+    for _ in 0..4 {
+        assert_eq!(client.store(&blocks(number, 1), Ack::All).await, Ok(vec![kept(3)]));
+        number += 1;
+    }
+    assert_eq!(to_several(&nodes[0]), before, "none has gone to all at once any more");
+    for node in &nodes {
+        has(node, 0..number).await;
     }
 }
 

@@ -7,15 +7,20 @@ use super::super::guests::{know, only_the_first_is_a_replica};
 use super::super::share::ask_as_node;
 use super::super::{KIB, Setup, eventually};
 use super::groups::has_made_up_its_mind;
-use super::{BOTH, CARRIES_WITHIN, FIRST, NodeHandle, SECOND, Wrong, blocks, by_nccl, gone_by, in_order};
+use super::{
+    BOTH, CARRIES_WITHIN, FIRST, NodeHandle, SECOND, Wrong, blocks, by_nccl, device, gone_by, in_order,
+    member,
+};
 use futures_util::future::join_all;
 use kvhive_cache::GuestKey;
 use kvhive_protocol::data::{Accept, Ack, DataRequest, ReceiveRequest, StoreRequest};
 use kvhive_protocol::map::ReplicaSet;
 use kvhive_protocol::pairs::TransferId;
-use kvhive_protocol::{BlockKey, DeviceId, Era, Generation, MemberId, Slot, WireError};
+use kvhive_protocol::{BlockKey, Era, Generation, Slot, WireError};
 use kvhive_wire::Fault;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
@@ -31,14 +36,6 @@ async fn with_one_replica<const N: usize>(setup: &Setup) -> (FakeCoordinator, [N
     (coordinator, nodes)
 }
 
-fn member(node: &NodeHandle) -> MemberId {
-    node.member().expect("it is a member")
-}
-
-fn device(node: &NodeHandle) -> DeviceId {
-    DeviceId::new(member(node), 0)
-}
-
 /// Returns how many frames are free that guests pass.
 fn passing(node: &NodeHandle) -> u32 {
     node.plane.passing(device(node)).expect("its GPU has some").free()
@@ -46,6 +43,34 @@ fn passing(node: &NodeHandle) -> u32 {
 
 fn bytes(number: u64) -> Vec<u8> {
     blocks(number, 1).remove(0).bytes
+}
+
+/// How late this machine wakes who sleeps, meanwhile: that is no node's doing.
+struct Lateness {
+    is_over: Arc<AtomicBool>,
+    watch: JoinHandle<Duration>,
+}
+
+impl Lateness {
+    fn from_now() -> Lateness {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let told = is_over.clone();
+        let watch = std::thread::spawn(move || {
+            let (nap, mut late) = (Duration::from_millis(5), Duration::ZERO);
+            while !told.load(Ordering::Relaxed) {
+                let begun = Instant::now();
+                std::thread::sleep(nap);
+                late += begun.elapsed().saturating_sub(2 * nap);
+            }
+            late
+        });
+        Lateness { is_over, watch }
+    }
+
+    fn was_late(self) -> Duration {
+        self.is_over.store(true, Ordering::Relaxed);
+        self.watch.join().expect("it sleeps and counts")
+    }
 }
 
 fn failures(node: &NodeHandle) -> u64 {
@@ -56,10 +81,13 @@ fn failures(node: &NodeHandle) -> u64 {
 /// all the time that there was, or what the node told the first one: no block is missing for any other reason.
 async fn visit(asker: &mut Asker, node: &NodeHandle, numbers: &[u64], of: &str) -> bool {
     let (begun, before) = (Instant::now(), failures(node));
+    let machine = Lateness::from_now();
     let visit = asker.visit(numbers, LIMIT_MS);
     let answer = timeout(CARRIES_WITHIN, visit).await.expect("it is answered").expect("it is not refused");
+    let (took, late) = (begun.elapsed(), machine.was_late());
+    assert!(took <= LIMIT + Duration::from_millis(100) + late, "{of}: {took:?}, the machine {late:?}");
     // A node of whom there is a busy machine's time left is told in whole milliseconds, and takes less.
-    let is_late = begun.elapsed() >= LIMIT * 9 / 10;
+    let is_late = took >= LIMIT * 9 / 10;
     for (number, one) in numbers.iter().zip(&answer) {
         match one {
             Some(found) => assert!(*found == bytes(*number), "{of}: block {number} is another"),
@@ -304,9 +332,11 @@ macro_rules! calls {
 }
 
 calls! {
+    guests_come_when_no_version_is_told: BOTH, "" "ncclGetVersion",
     guests_come_when_no_id_is_made: FIRST, "" "ncclGetUniqueId",
     guests_come_when_nobody_joins: BOTH, "" "ncclCommInitRankConfig",
     guests_come_when_errors_are_not_told: BOTH, "" "ncclCommGetAsyncError",
+    guests_come_when_errors_are_not_told_under_way: BOTH, "" "asked",
     guests_come_when_no_group_begins: BOTH, "" "ncclGroupStart",
     guests_come_when_no_group_ends: BOTH, "" "ncclGroupEnd",
     guests_come_when_nothing_is_sent: FIRST, "" "ncclSend",
