@@ -19,12 +19,19 @@ pub(crate) struct Refused {
     said: String,
     /// Its answer, as it came; null if that was none of an admin API.
     problem: Value,
+    /// All were asked, and none could do it now.
+    is_for_now: bool,
 }
 
 impl Refused {
     pub(crate) fn new(said: String, answer: &str) -> Refused {
         let problem = serde_json::from_str::<Value>(answer).ok().filter(Value::is_object);
-        Refused { said, problem: problem.unwrap_or_default() }
+        Refused { said, problem: problem.unwrap_or_default(), is_for_now: false }
+    }
+
+    /// What all have answered of whom none can do it now, by the answer of one.
+    pub(crate) fn for_now(said: String, answer: &str) -> Refused {
+        Refused { is_for_now: true, ..Refused::new(said, answer) }
     }
 }
 
@@ -47,6 +54,11 @@ pub(crate) fn code(error: &anyhow::Error) -> Option<&str> {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct Unanswered(pub(crate) String);
+
+/// Says whether nobody did what was asked for a reason that may pass: none answered, or none of those that did could do it now.
+pub(crate) fn may_pass(error: &anyhow::Error) -> bool {
+    error.is::<Unanswered>() || error.downcast_ref().is_some_and(|refused: &Refused| refused.is_for_now)
+}
 
 /// Says whether these words ask for JSON: not those that are for a program of somebody else's.
 pub(crate) fn is_json(mut words: impl Iterator<Item = impl AsRef<OsStr>>) -> bool {

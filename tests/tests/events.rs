@@ -11,14 +11,23 @@ struct Follower {
     child: Child,
     lines: Receiver<Value>,
     seen: Vec<Value>,
+    said: Receiver<String>,
 }
 
 impl Follower {
     fn begin(cluster: &Cluster) -> Follower {
         let words = ["events", "-f", "--after", "0", "--json", "--dir", cluster.dir()];
-        let child = Command::new(kvhive()).args(words).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+        let child = Command::new(kvhive()).args(words).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
         let mut child = child.expect("kvhive is there");
         let out = child.stdout.take().expect("it is piped");
+        let words = child.stderr.take().expect("it is piped");
+        let (sender, said) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(words).lines().map_while(Result::ok) {
+                // Nobody need listen.
+                let _ = sender.send(line);
+            }
+        });
         let (sender, lines) = channel();
         std::thread::spawn(move || {
             for line in BufReader::new(out).lines().map_while(Result::ok) {
@@ -28,7 +37,7 @@ impl Follower {
                 }
             }
         });
-        Follower { child, lines, seen: Vec::new() }
+        Follower { child, lines, seen: Vec::new(), said }
     }
 
     /// Waits for an event of this kind about this subject, among those that were not waited for yet.
@@ -90,4 +99,22 @@ fn who_follows_while_the_leader_is_killed_misses_nothing_and_hears_nothing_twice
         later.stdout.is_empty() && told.contains("nothing has happened after 99999: the newest event"),
         "{told}"
     );
+}
+
+#[test]
+fn who_begins_to_follow_while_no_coordinator_answers_hears_of_everything_once_one_does() {
+    let cluster = Cluster::start(&["--coordinators", "1", "--nodes", "1", "--devices", "1"]);
+    cluster.signal("coord-1", "KILL");
+    let at_once = ["events", "--dir", cluster.dir()];
+    cluster.until("nobody to answer", || kvhive_tests::run(&at_once).is_err().then_some(()));
+    let mut follower = Follower::begin(&cluster);
+    let said = cluster.until("it to be said", || follower.said.try_iter().next());
+    assert_eq!(said, "no coordinator answers, trying again:");
+    let _coordinator = cluster.respawn("coord-1");
+    cluster.until("both elections", || {
+        follower.seen.extend(follower.lines.try_iter());
+        let elected = follower.seen.iter().filter(|event| event["kind"] == "leader-elected").count();
+        (elected == 2).then_some(())
+    });
+    assert!(follower.child.try_wait().expect("it is ours").is_none(), "it follows on");
 }

@@ -15,7 +15,7 @@ impl Nobody {
     pub(super) fn told(self, who: &str) -> anyhow::Error {
         let failures = self.failures.join("; ");
         match self.refused {
-            Some(text) => Refused::new(format!("no {who} does it now: {failures}"), &text).into(),
+            Some(text) => Refused::for_now(format!("no {who} does it now: {failures}"), &text).into(),
             None => Unanswered(format!("no {who} answered: {failures}")).into(),
         }
     }

@@ -2,7 +2,7 @@
 
 use super::status::text;
 use crate::admin::{Admin, Followed, Target};
-use crate::report;
+use crate::{problem, report};
 use anyhow::{Result, bail};
 use clap::Args;
 use serde_json::Value;
@@ -13,15 +13,16 @@ use std::time::Duration;
 const LAST: u64 = 20;
 /// Events of one page.
 const PAGE: u64 = 1024;
-/// Wait before the coordinators are tried again when none answered.
+/// Wait before the coordinators are tried again when none answered; doubled each time, up to the longest.
 const PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(4);
 
 /// Show what happened to the cluster and what was decided, each with its reason: the last 20 events, or all after a number
 #[derive(Args, Debug)]
 pub(crate) struct Events {
     #[command(flatten)]
     target: Target,
-    /// Go on as events happen, with another coordinator when one goes away: none is missed or shown twice
+    /// Go on as events happen, with another coordinator when one goes away, and as soon as one answers where none does: none is missed or shown twice
     #[arg(short, long)]
     follow: bool,
     /// Begin after the event of this number; 0 for all that are remembered
@@ -39,7 +40,7 @@ impl Events {
     /// Prints events.
     ///
     /// # Errors
-    /// When no coordinator answers (unless it follows and one did before), or there is no such kind.
+    /// When no coordinator answers (unless it follows), or there is no such kind.
     pub(crate) fn run(self) -> Result<()> {
         let admin = self.target.resolve()?;
         let kind = self.kind.as_deref().unwrap_or_default();
@@ -51,12 +52,12 @@ impl Events {
             (Some(after), _) => after,
             (None, Some(_)) => 0,
             (None, None) => {
-                let page: Value = admin.get("/v1/events?limit=1")?;
+                let page = self.page(&admin, "/v1/events?limit=1")?;
                 page["newest"].as_u64().unwrap_or(0).saturating_sub(LAST)
             }
         };
         loop {
-            let page: Value = admin.get(&format!("/v1/events?after={after}&limit={PAGE}{kind}"))?;
+            let page = self.page(&admin, &format!("/v1/events?after={after}&limit={PAGE}{kind}"))?;
             if let (Some(asked), Some(newest)) = (self.after, page["newest"].as_u64())
                 && asked > newest
             {
@@ -80,12 +81,22 @@ impl Events {
         if self.follow { self.follow_from(&admin, after, &kind) } else { Ok(()) }
     }
 
+    /// Gets a page. Whoever follows waits until somebody gives it.
+    fn page(&self, admin: &Admin, path: &str) -> Result<Value> {
+        let mut silence = Silence::default();
+        loop {
+            match admin.get(path) {
+                Err(error) if self.follow && problem::may_pass(&error) => silence.wait(&format!("{error:#}")),
+                answer => return answer,
+            }
+        }
+    }
+
     fn follow_from(&self, admin: &Admin, mut after: u64, kind: &str) -> Result<()> {
-        let mut is_alone = false;
+        let mut silence = Silence::default();
         loop {
             let path = format!("/v1/events/stream?after={after}{kind}");
             let followed = admin.follow(&path, |event| {
-                is_alone = false;
                 let data: Value = serde_json::from_str(&event.data)?;
                 if event.kind == "gap" {
                     self.tell_gap(after, data["oldest"].as_u64().unwrap_or(0));
@@ -96,12 +107,9 @@ impl Events {
                 }
                 Ok(())
             })?;
-            if let Followed::NobodyAnswered(failures) = followed {
-                if !is_alone {
-                    eprintln!("no coordinator answers, trying again:\n  {}", failures.join("\n  "));
-                    is_alone = true;
-                }
-                std::thread::sleep(PAUSE);
+            match followed {
+                Followed::Ended => silence = Silence::default(),
+                Followed::NobodyAnswered(failures) => silence.wait(&failures.join("\n  ")),
             }
         }
     }
@@ -119,6 +127,29 @@ impl Events {
         }
         out.flush()?;
         Ok(())
+    }
+}
+
+/// A time in which nobody answers.
+#[derive(Default)]
+struct Silence {
+    pauses: u32,
+}
+
+impl Silence {
+    /// Waits before all are asked again; says why when it begins.
+    fn wait(&mut self, why: &str) {
+        if self.pauses == 0 {
+            eprintln!("no coordinator answers, trying again:\n  {why}");
+        }
+        std::thread::sleep(self.next());
+    }
+
+    /// Returns how long to wait, longer each time.
+    fn next(&mut self) -> Duration {
+        let pause = PAUSE.saturating_mul(1 << self.pauses.min(10)).min(LONGEST_PAUSE);
+        self.pauses = self.pauses.saturating_add(1);
+        pause
     }
 }
 
@@ -150,6 +181,51 @@ fn line(event: &Value) -> String {
 mod tests {
     use super::*;
     use serde_json::json;
+    use std::io::{BufRead, BufReader};
+    use std::net::TcpListener;
+
+    /// Asks for a page of a coordinator that breaks off the first time.
+    fn page(follow: bool) -> Result<Value> {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
+        let url = format!("http://{}", listener.local_addr().expect("it is bound"));
+        // Ends with the test's process where it is asked once.
+        std::thread::spawn(move || {
+            for is_first in [true, false] {
+                let (mut stream, _) = listener.accept().expect("somebody asks");
+                let reader = BufReader::new(stream.try_clone().expect("a second hold"));
+                let asked = reader.lines().map_while(Result::ok).take_while(|line| !line.is_empty());
+                assert!(asked.count() > 0, "a request");
+                if !is_first {
+                    let answer = r#"{"newest":7}"#;
+                    let head =
+                        format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close", answer.len());
+                    write!(stream, "{head}\r\n\r\n{answer}").expect("it reads");
+                }
+            }
+        });
+        let folder = tempfile::tempdir().expect("a folder");
+        let token_file = folder.path().join("token");
+        std::fs::write(&token_file, "a token of a test").expect("a file");
+        let dir = folder.path().to_owned();
+        let target = Target { admin: Some(url), token_file: Some(token_file), ca: None, dir };
+        let events = Events { target, follow, after: None, kind: None, json: true };
+        events.page(&events.target.resolve()?, "/v1/events?limit=1")
+    }
+
+    #[test]
+    fn who_follows_waits_for_the_first_answer_too_and_nobody_else_does() {
+        assert_eq!(page(true).expect("it answers the second time"), json!({"newest": 7}));
+        let error = page(false).expect_err("nobody answers");
+        assert!(problem::may_pass(&error), "{error:#}");
+    }
+
+    #[test]
+    fn who_hears_nothing_asks_ever_more_rarely_and_never_stops() {
+        let mut silence = Silence::default();
+        let pauses: Vec<u128> = (0..40).map(|_| silence.next().as_millis()).collect();
+        assert_eq!(pauses[..6], [250, 500, 1000, 2000, 4000, 4000]);
+        assert!(pauses[6..].iter().all(|pause| *pause == LONGEST_PAUSE.as_millis()), "{pauses:?}");
+    }
 
     #[test]
     fn an_event_is_one_line_that_says_when_whom_and_why() {
