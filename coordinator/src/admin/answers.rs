@@ -1,5 +1,6 @@
 //! The admin API's answers, typed, so that its OpenAPI document is generated from them.
 
+use super::page::number;
 use axum::extract::rejection::JsonRejection;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -294,16 +295,18 @@ pub(super) enum Freshness {
 #[serde(deny_unknown_fields)]
 pub(super) struct SlotQuery {
     /// This slot alone.
+    #[serde(default, deserialize_with = "number::<_, u16, 0, 4095>")]
     #[param(maximum = 4095)]
     pub(super) slot: Option<u16>,
     /// Every slot.
     #[serde(default)]
     pub(super) full: bool,
     /// Only slots of greater numbers: the `next` of the page before.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "number::<_, u16, 0, 4095>")]
+    #[param(maximum = 4095)]
     pub(super) after: Option<u16>,
     /// Slots of a page; all unless said.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "number::<_, usize, 1, 10000>")]
     #[param(minimum = 1, maximum = 10000)]
     pub(super) limit: Option<usize>,
     /// `linearizable` or `stale`.

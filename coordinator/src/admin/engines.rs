@@ -250,7 +250,7 @@ pub(super) async fn engines(
     let tenant = |one: &Followed| map.tenants.get(&one.engine.tenant).map_or("", |tenant| &tenant.name);
     let list = admin.sources.control.engines().list();
     let all = list.iter().map(|one| (one.engine.name.clone(), one));
-    let (engines, next) = page(all, query.after, query.limit)?;
+    let (engines, next) = page(all, query.after, query.limit);
     Ok(Json(EngineList { engines: engines.into_iter().map(|one| shown(one, tenant(one))).collect(), next }))
 }
 

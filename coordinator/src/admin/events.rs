@@ -2,6 +2,7 @@
 //! what it has applied itself, under the same numbers, so a reader goes on with whichever answers.
 
 use super::answers::Trouble;
+use super::page::number;
 use super::routes::{Admin, Answer, Shared};
 use crate::actors::mailbox::RaftMessage;
 use crate::actors::vitals::Vitals;
@@ -28,8 +29,6 @@ use utoipa::{IntoParams, ToSchema};
 const MAX_LISTENERS: usize = 64;
 /// Events that a reader of the stream is sent at once; also those of a page for which nobody said how many.
 const BATCH: usize = 128;
-/// The most events of one page.
-const MAX_PAGE: usize = 1024;
 /// How often a reader is told that nothing happened: often enough that neither end takes the other for dead.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// How long the raft actor may take to say what happened.
@@ -57,9 +56,10 @@ impl Listeners {
 #[serde(deny_unknown_fields)]
 pub(super) struct EventQuery {
     /// Those after the one of this number; 0 for all that are remembered.
-    #[serde(default)]
-    after: u64,
+    #[serde(default, deserialize_with = "number::<_, u64, 0, 18446744073709551615>")]
+    after: Option<u64>,
     /// At most so many.
+    #[serde(default, deserialize_with = "number::<_, usize, 1, 1024>")]
     #[param(minimum = 1, maximum = 1024)]
     limit: Option<usize>,
     /// Only those of this kind; several separated by commas.
@@ -129,15 +129,12 @@ pub(super) async fn events(
     query: Result<Query<EventQuery>, QueryRejection>,
 ) -> Answer<EventList> {
     let Query(query) = query.map_err(|error| Trouble::bad_request(error.body_text()))?;
-    let limit = query.limit.unwrap_or(BATCH);
-    if !(1..=MAX_PAGE).contains(&limit) {
-        return Err(Trouble::bad_request(format!("limit is {limit}, allowed are 1 to {MAX_PAGE}")));
-    }
+    let (after, limit) = (query.after.unwrap_or(0), query.limit.unwrap_or(BATCH));
     let kinds = kinds(query.kind.as_deref())?;
-    let page = page(&admin, query.after, limit).await?;
-    let next_after = page.events.last().map_or(query.after, |event| event.sequence);
+    let page = page(&admin, after, limit).await?;
+    let next_after = page.events.last().map_or(after, |event| event.sequence);
     Ok(Json(EventList {
-        lost: page.lacks(query.after),
+        lost: page.lacks(after),
         events: page.events.iter().filter(|event| is_wanted(&kinds, event)).map(|event| one(event)).collect(),
         next_after,
         oldest: page.oldest,
@@ -160,7 +157,7 @@ pub(super) async fn stream(
     }
     let kinds = kinds(query.kind.as_deref())?;
     let after = match headers.get(LAST_EVENT_ID) {
-        None => query.after,
+        None => query.after.unwrap_or(0),
         Some(value) => {
             let number = value.to_str().ok().and_then(|text| text.parse().ok());
             number.ok_or_else(|| {

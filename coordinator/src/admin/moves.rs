@@ -152,7 +152,7 @@ pub(super) async fn moves(State(admin): Shared, query: Result<Query<Part>, Query
     let map =
         overview.map.ok_or_else(|| Trouble::unavailable("the cluster has not started yet".to_owned()))?;
     let all = report.moves.iter().map(|one| (one.slot.0, one));
-    let (moves, next) = page(all, query.after, query.limit)?;
+    let (moves, next) = page(all, query.after, query.limit);
     Ok(Json(Moves {
         moves: moves.into_iter().map(|one| shown(&map, &gone, one)).collect(),
         next,

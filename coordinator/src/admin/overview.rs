@@ -2,7 +2,7 @@
 
 use super::answers::{
     Cluster, Coordinator, Device, Guests, HotSlot, Lingers, Node, SlotEntry, SlotList, SlotQuery, Slots,
-    Stats, Strategy, Tier, Traffic, Trouble,
+    Stats, Strategy, Tier, Traffic,
 };
 use super::page::page;
 use kvhive_protocol::control::{DeviceLoad, Overview};
@@ -167,7 +167,7 @@ pub(super) fn rate(part: u64, whole: u64) -> Option<f64> {
     (whole > 0).then(|| part as f64 / whole as f64)
 }
 
-pub(super) fn slot_list(overview: &Overview, wanted: &SlotQuery) -> Result<SlotList, Trouble> {
+pub(super) fn slot_list(overview: &Overview, wanted: &SlotQuery) -> SlotList {
     let counts = slots(overview);
     let entry = |slot: Slot| {
         let replicas = overview.map.as_ref().map_or(Vec::new(), |map| map.replicas(slot).0.clone());
@@ -181,8 +181,8 @@ pub(super) fn slot_list(overview: &Overview, wanted: &SlotQuery) -> Result<SlotL
     let is_wanted = |slot: &Slot| wanted.slot.map_or(wanted.full, |one| one == slot.0);
     let listed = Slot::all().filter(is_wanted).map(|slot| (slot.0, slot));
     // Every slot is one page, unless said: an entry is small, and there are no more.
-    let (listed, next) = page(listed, wanted.after, wanted.limit.or(Some(usize::from(SLOTS))))?;
-    Ok(SlotList {
+    let (listed, next) = page(listed, wanted.after, wanted.limit.or(Some(usize::from(SLOTS))));
+    SlotList {
         total: counts.total,
         unavailable: counts.unavailable,
         moving: counts.moving,
@@ -190,7 +190,7 @@ pub(super) fn slot_list(overview: &Overview, wanted: &SlotQuery) -> Result<SlotL
         slots: listed.into_iter().map(entry).collect(),
         next,
         epoch: overview.status.epoch.0,
-    })
+    }
 }
 
 fn hot_slots(overview: &Overview) -> Vec<HotSlot> {

@@ -3,7 +3,7 @@
 use super::answers::{Freshness, Trouble};
 use super::asked::AskedAs;
 use super::object::Object;
-use super::page::USUAL;
+use super::page::{USUAL, number};
 use super::routes::{Answer, Shared};
 use super::tenants;
 use axum::Json;
@@ -106,10 +106,12 @@ pub(super) struct PinQuery {
     #[serde(default)]
     after: Option<String>,
     /// Entries of a page; 1000 unless said.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "number::<_, usize, 1, 1024>")]
     #[param(minimum = 1, maximum = 1024)]
     limit: Option<usize>,
 }
+
+const _: () = assert!(MAX_PINS == 1024, "as many as a page of them may have");
 
 fn shown(map: &ClusterMap, name: &str, pin: &Pin) -> OnePin {
     OnePin {
@@ -126,11 +128,8 @@ fn shown(map: &ClusterMap, name: &str, pin: &Pin) -> OnePin {
     }
 }
 
-fn all(overview: &Overview, wanted: &PinQuery) -> Result<Pins, Trouble> {
+fn all(overview: &Overview, wanted: &PinQuery) -> Pins {
     let limit = wanted.limit.unwrap_or(USUAL);
-    if !(1..=MAX_PINS).contains(&limit) {
-        return Err(Trouble::bad_request(format!("limit is {limit}, allowed are 1 to {MAX_PINS}")));
-    }
     let mut pins = Vec::new();
     let mut next = None;
     if let Some(map) = &overview.map {
@@ -142,14 +141,14 @@ fn all(overview: &Overview, wanted: &PinQuery) -> Result<Pins, Trouble> {
     let sum = |of: &dyn Fn(&kvhive_protocol::load::PinnedLoad) -> u64| {
         overview.loads.iter().fold(0u64, |sum, (_, load)| sum.saturating_add(of(&load.pinned)))
     };
-    Ok(Pins {
+    Pins {
         pins,
         next,
         pinned_blocks: sum(&|pinned| pinned.blocks),
         pinned_bytes: sum(&|pinned| pinned.bytes),
         refused: sum(&|pinned| pinned.refused),
         epoch: overview.status.epoch.0,
-    })
+    }
 }
 
 fn missing(name: &str) -> Trouble {
@@ -164,7 +163,7 @@ pub(super) async fn pins(
     query: Result<Query<PinQuery>, QueryRejection>,
 ) -> Answer<Pins> {
     let Query(query) = query.map_err(|error| Trouble::bad_request(error.body_text()))?;
-    Ok(Json(all(&admin.overview(query.consistency).await?, &query)?))
+    Ok(Json(all(&admin.overview(query.consistency).await?, &query)))
 }
 
 /// Pins a prefix: its blocks do not leave to make room for others, and are repaired first. What is not stored yet is pinned when

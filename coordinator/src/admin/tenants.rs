@@ -217,7 +217,7 @@ fn shown(map: &ClusterMap, id: TenantId, known: &KnownTenant, load: &TenantLoad)
     }
 }
 
-fn all(overview: &Overview, wanted: &Listing) -> Result<(Vec<Tenant>, Option<u32>), Trouble> {
+fn all(overview: &Overview, wanted: &Listing) -> (Vec<Tenant>, Option<u32>) {
     let Some(map) = &overview.map else { return wanted.page(std::iter::empty()) };
     let loads: BTreeMap<TenantId, &TenantLoad> =
         overview.tenants.iter().map(|(tenant, load)| (*tenant, load)).collect();
@@ -225,8 +225,8 @@ fn all(overview: &Overview, wanted: &Listing) -> Result<(Vec<Tenant>, Option<u32
     let show = |(id, known): (&TenantId, &KnownTenant)| {
         shown(map, *id, known, loads.get(id).copied().unwrap_or(&none))
     };
-    let (page, next) = wanted.page(map.tenants.iter().map(|tenant| (tenant.0.0, tenant)))?;
-    Ok((page.into_iter().map(show).collect(), next))
+    let (page, next) = wanted.page(map.tenants.iter().map(|tenant| (tenant.0.0, tenant)));
+    (page.into_iter().map(show).collect(), next)
 }
 
 fn one(overview: &Overview, name: &str) -> Result<Tenant, Trouble> {
@@ -315,7 +315,7 @@ pub(super) async fn tenants(
 ) -> Answer<Tenants> {
     let Query(query) = query.map_err(|error| Trouble::bad_request(error.body_text()))?;
     let overview = admin.overview(query.consistency).await?;
-    let (tenants, next) = all(&overview, &query)?;
+    let (tenants, next) = all(&overview, &query);
     Ok(Json(Tenants { tenants, next, epoch: overview.status.epoch.0 }))
 }
 

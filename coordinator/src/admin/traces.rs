@@ -1,6 +1,7 @@
 //! Traced requests: gathered from every node and coordinator, each of which keeps its own part, and put together as a tree.
 
 use super::answers::Trouble;
+use super::page::number;
 use super::routes::{Admin, Answer, PEER_LIMIT, Shared};
 use crate::control_plane::ask_peer;
 use axum::Json;
@@ -113,10 +114,12 @@ pub(super) struct OneSummary {
 #[serde(deny_unknown_fields)]
 pub(super) struct HowMany {
     /// Traces listed, the newest; 20 unless said.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "number::<_, u32, 1, 256>")]
     #[param(minimum = 1, maximum = 256)]
     limit: Option<u32>,
 }
+
+const _: () = assert!(MAX_LISTED == 256, "as many as may be asked for");
 
 /// What everybody says.
 #[derive(Default)]
@@ -172,9 +175,6 @@ pub(super) async fn traces(
 ) -> Answer<TraceList> {
     let Query(HowMany { limit }) = query.map_err(|error| Trouble::bad_request(error.body_text()))?;
     let limit = limit.unwrap_or(USUAL);
-    if !(1..=MAX_LISTED as u32).contains(&limit) {
-        return Err(Trouble::bad_request(format!("limit is {limit}, allowed are 1 to {MAX_LISTED}")));
-    }
     let Gathered { answers, silent, off } = admin.gather(TraceAsk::Newest(limit)).await;
     let mut traces = listed(&answers);
     traces.truncate(limit as usize);
