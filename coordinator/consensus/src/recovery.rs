@@ -1,11 +1,12 @@
 //! Logs that are written by hand, while no peer runs: one that begins with a state from elsewhere, and what is left in one whose
 //! group has lost its majority for good.
 
-use crate::group::{Group, decode_change};
+use crate::group::{Group, Update, change, decode_change};
 use crate::standing::{Held, Standing, decode_hard_state};
 use crate::types::{ConsensusError, LogBatch, PeerId, Restored, SnapshotRecord};
 use protobuf::Message as _;
-use raft::eraftpb::{Entry, EntryType, HardState};
+use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, Entry, EntryType, HardState};
+use raft::{Changer, ProgressTracker};
 use std::collections::BTreeMap;
 
 /// Returns what makes an empty log begin with this state: as if `group` had come as far as entry `index` in `term`. Its voters
@@ -36,7 +37,8 @@ pub struct Survivor {
     pub last_term: u64,
     /// Proposals behind the snapshot, each with its index. Those after `committed` may have been decided by others, or by nobody.
     pub proposals: Vec<(u64, Vec<u8>)>,
-    /// Everybody that its log has named, and what is known of each.
+    /// Everybody who is of the group by its log, and what is known of each: of whom it does not know to be removed, others may have counted
+    /// the vote since.
     pub named: BTreeMap<PeerId, Vec<u8>>,
 }
 
@@ -49,13 +51,17 @@ impl Survivor {
         let fail = |what: String| ConsensusError::Log(what);
         let held = restored.hard_state.as_ref().ok_or_else(|| fail("it has never voted".to_owned()))?;
         let held = decode_hard_state(held)?;
-        let (mut last, mut last_term, mut named) = (0, 0, BTreeMap::new());
+        let (mut last, mut last_term) = (0, 0);
+        let mut group = Group { voters: held.founders, ..Group::default() };
         if let Some(snapshot) = &restored.snapshot {
-            let (group, _) = Group::unwrap(&snapshot.data)
+            let (known, _) = Group::unwrap(&snapshot.data)
                 .ok_or_else(|| fail(format!("snapshot {} does not say whose it is", snapshot.index)))?;
-            (last, last_term, named) = (snapshot.index, snapshot.term, group.about);
+            (last, last_term, group) = (snapshot.index, snapshot.term, known);
         }
-        let from = last;
+        let (from, committed) = (last, held.state.commit.max(last));
+        let mut group = Followed::of(&group)
+            .map_err(|error| fail(format!("the group that the log begins with is none: {error}")))?;
+        let mut named = group.about.clone();
         let mut proposals = Vec::new();
         for entry in &restored.entries {
             let mut decoded = Entry::parse_from_bytes(&entry.bytes)
@@ -66,9 +72,14 @@ impl Survivor {
                 continue;
             }
             if decoded.get_entry_type() == EntryType::EntryConfChangeV2 {
-                let (_, update) = decode_change(decoded.get_data())
+                let (change, update) = decode_change(decoded.get_data())
                     .ok_or_else(|| fail(format!("entry {} changes the group to none", entry.index)))?;
-                named.extend(update.about);
+                group.apply(&change, update);
+                // Perhaps nobody has decided what is behind that: who is removed there may be of the group still.
+                if entry.index <= committed {
+                    named.clear();
+                }
+                named.extend(group.about.clone());
             } else if !decoded.get_context().is_empty() {
                 proposals.push((entry.index, decoded.take_data().to_vec()));
             }
@@ -79,7 +90,7 @@ impl Survivor {
         Ok(Survivor {
             standing: held.standing,
             term: held.state.term,
-            committed: held.state.commit.max(from),
+            committed,
             last,
             last_term,
             proposals,
@@ -93,6 +104,62 @@ impl Survivor {
         let group = Group { voters: vec![peer], about: [(peer, about)].into(), ..Group::default() };
         beginning(&group, (self.last, self.term.max(self.last_term) + 1), state)
     }
+}
+
+/// The group as the entries of a log change it by raft's own rules, while no peer runs.
+struct Followed {
+    peers: ProgressTracker,
+    about: BTreeMap<PeerId, Vec<u8>>,
+}
+
+impl Followed {
+    fn of(group: &Group) -> raft::Result<Followed> {
+        let mut followed = Followed { peers: ProgressTracker::new(1), about: group.about.clone() };
+        let none = Update::default();
+        let before = if group.outgoing.is_empty() { &group.voters } else { &group.outgoing };
+        let voters = before.iter().map(|peer| (ConfChangeType::AddNode, *peer));
+        let learners = group.learners.iter().map(|peer| (ConfChangeType::AddLearnerNode, *peer));
+        for one in voters.chain(learners) {
+            followed.change(&change(&[one], false, &none))?;
+        }
+        if !group.outgoing.is_empty() {
+            let come = group.voters.iter().filter(|peer| !before.contains(peer));
+            let come = come.map(|peer| (ConfChangeType::AddNode, *peer));
+            let go = before.iter().filter(|peer| !group.voters.contains(peer));
+            let go = go.map(|peer| (ConfChangeType::RemoveNode, *peer));
+            followed.change(&change(&come.chain(go).collect::<Vec<_>>(), true, &none))?;
+        }
+        Ok(followed)
+    }
+
+    /// Applies what an entry holds, as whoever runs does.
+    fn apply(&mut self, change: &ConfChangeV2, update: Update) {
+        if update.founding {
+            for single in change.changes.iter() {
+                let _ = self.change(&alone(single));
+            }
+        } else if self.change(change).is_err() {
+            return;
+        }
+        self.about.extend(update.about);
+        let group = Group::of(&self.peers.conf().to_conf_state(), BTreeMap::new());
+        self.about.retain(|peer, _| group.contains(*peer));
+    }
+
+    fn change(&mut self, change: &ConfChangeV2) -> raft::Result<()> {
+        let mut changer = Changer::new(&self.peers);
+        let (conf, changes) = match change.enter_joint() {
+            Some(auto_leave) => changer.enter_joint(auto_leave, &change.changes)?,
+            None if change.leave_joint() => changer.leave_joint()?,
+            None => changer.simple(&change.changes)?,
+        };
+        self.peers.apply_conf(conf, changes, 1);
+        Ok(())
+    }
+}
+
+fn alone(single: &ConfChangeSingle) -> ConfChangeV2 {
+    ConfChangeV2 { changes: vec![single.clone()].into(), ..ConfChangeV2::default() }
 }
 
 #[cfg(test)]
@@ -204,6 +271,65 @@ mod tests {
         assert_eq!(machine.group().voters, [PeerId(1)]);
         let applied = run(&mut machine, Event::Propose { ticket: Ticket(1), data: b"next".to_vec() });
         assert_eq!(applied, [(15, b"next".to_vec())]);
+    }
+
+    /// A log of three in which the third is replaced by the fourth and, in the end, the second asked to leave; entries up to this one are
+    /// known to be decided.
+    fn changed(commit: u64) -> Restored {
+        let about: BTreeMap<PeerId, Vec<u8>> = (1..=3).map(|peer| (PeerId(peer), vec![peer as u8])).collect();
+        let group = Group { voters: vec![PeerId(1), PeerId(2), PeerId(3)], about, ..Group::default() };
+        let mut held = restored(beginning(&group, (10, 2), b"state"));
+        let about = Update { founding: false, about: [(PeerId(4), vec![4])].into() };
+        let (four, replaced) =
+            (PeerId(4), [(ConfChangeType::AddNode, PeerId(4)), (ConfChangeType::RemoveNode, PeerId(3))]);
+        let changes = [
+            change(&[(ConfChangeType::AddLearnerNode, four)], false, &about),
+            change(&replaced, true, &Update::default()),
+            ConfChangeV2::default(),
+            change(&[(ConfChangeType::RemoveNode, PeerId(2))], true, &Update::default()),
+            ConfChangeV2::default(),
+        ];
+        let entry = |(change, index): (ConfChangeV2, u64)| {
+            let data = change.write_to_bytes().expect("it encodes").into();
+            let entry =
+                Entry { index, term: 2, entry_type: EntryType::EntryConfChangeV2, data, ..Entry::default() };
+            LogEntry { index, term: 2, bytes: entry.write_to_bytes().expect("it encodes") }
+        };
+        held.entries = changes.into_iter().zip(11..).map(entry).collect();
+        let state = HardState { term: 2, vote: 1, commit, ..HardState::default() };
+        held.hard_state = Some(Held { standing: Standing::Settled, founders: Vec::new(), state }.encode());
+        held
+    }
+
+    #[test]
+    fn who_was_removed_is_named_no_more_and_who_may_not_have_been_is() {
+        let named = |commit: u64| {
+            let survivor = Survivor::of(&changed(commit)).expect("it makes sense");
+            survivor.named.into_keys().map(|peer| peer.0).collect::<Vec<u64>>()
+        };
+        assert_eq!(named(10), [1, 2, 3, 4], "nothing of it need be decided");
+        assert_eq!(named(12), [1, 2, 3, 4], "both majorities are asked");
+        assert_eq!(named(13), [1, 2, 4], "that the second leaves need not be decided");
+        assert_eq!(named(15), [1, 4]);
+        // As a machine has it that runs.
+        let mut machine = Consensus::new(config(1, &[1, 2, 3]), changed(15)).expect("it makes sense");
+        run(&mut machine, Event::Tick);
+        assert_eq!(machine.group().about.into_keys().collect::<Vec<_>>(), [PeerId(1), PeerId(4)]);
+    }
+
+    #[test]
+    fn a_group_that_is_between_two_is_followed_from_there() {
+        let peers = |of: &[u64]| of.iter().copied().map(PeerId).collect::<Vec<_>>();
+        let group = Group {
+            voters: peers(&[1, 2, 4]),
+            outgoing: peers(&[1, 2, 3]),
+            learners: peers(&[7]),
+            about: [1, 2, 3, 4, 7].map(|peer| (PeerId(peer), Vec::new())).into(),
+        };
+        let mut followed = Followed::of(&group).expect("it is one");
+        assert_eq!(Group::of(&followed.peers.conf().to_conf_state(), group.about.clone()), group);
+        followed.apply(&ConfChangeV2::default(), Update::default());
+        assert_eq!(followed.about.into_keys().collect::<Vec<_>>(), peers(&[1, 2, 4, 7]));
     }
 
     #[test]

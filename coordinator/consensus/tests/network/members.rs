@@ -1,7 +1,7 @@
 //! Who is of the group, changed while everything goes on.
 
 use super::net::{Net, about};
-use kvhive_consensus::{GroupChange, PeerId, RefuseReason, Role, Standing, Status, Ticket};
+use kvhive_consensus::{GroupChange, PeerId, RefuseReason, Role, Standing, Status, Survivor, Ticket};
 use std::collections::BTreeSet;
 
 const D: PeerId = PeerId(4);
@@ -320,6 +320,9 @@ fn run(seed: u64) -> usize {
     assert!(group.outgoing.is_empty(), "seed {seed}: {group:?}");
     for id in group.voters.iter().chain(&group.learners) {
         assert!(net.has_applied(*id, "the end"), "seed {seed}: {id:?} of {group:?} makes progress");
+        // Whoever was left alone would give up these and nobody else.
+        let survivor = Survivor::of(&net.peers[id].disk.synced).expect("its log makes sense");
+        assert_eq!(survivor.named, group.about, "seed {seed}: by the log of {id:?}");
         for data in &net.acknowledged {
             let kept = net.peers[id].applied.iter().any(|(_, applied)| applied == data);
             assert!(kept, "seed {seed}: lost {data:?}");
