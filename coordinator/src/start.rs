@@ -8,10 +8,10 @@ use crate::actors::raft::{Parts, RaftActor};
 use crate::actors::vitals::Vitals;
 use crate::admin::audit::Audit;
 use crate::admin::{self, Admin, Listeners, Own, Sources};
-use crate::blocks::{self, Publisher};
+use crate::blocks::Publisher;
 use crate::config::{CoordinatorConfig, CoordinatorError, PeerConfig};
 use crate::control_plane::ControlPlane;
-use crate::engines::{Agreed, Engines};
+use crate::engines::{self, Agreed, Engines};
 use crate::log::LogFolder;
 use crate::log_thread::{self, LogFigures};
 use crate::membership::Membership;
@@ -177,7 +177,7 @@ pub fn start(config: CoordinatorConfig) -> Result<CoordinatorHandle, Coordinator
         stopping.clone(),
     ));
     let coordinators: Vec<String> = config.peers.iter().map(|peer| peer.raft_address.clone()).collect();
-    let (names, engines_heard) = mpsc::channel(blocks::WAITING);
+    let (names, engines_heard) = engines::telling();
     let names = config.block_events.is_some().then_some(names);
     let publisher = Publisher::open(&config, &runtime, &coordinators, engines_heard, &stopping)?;
     let engines = Arc::new(Engines::new(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,34 +18,46 @@ KVHIVE = os.environ.get("KVHIVE_BIN")
 ANSWER = "ANSWER "
 
 
-def command(folder: Path, *words: str) -> None:
-    done = subprocess.run([str(KVHIVE), *words, "--dir", folder], capture_output=True, text=True, timeout=240)
+def command(folder: Path, *words: str, variables: dict[str, str] | None = None) -> str:
+    given = [str(KVHIVE), *words, "--dir", str(folder)]
+    done = subprocess.run(given, capture_output=True, text=True, timeout=240, env={**os.environ, **(variables or {})})
     assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 class Cluster:
-    """A cluster of its own; `extra` is what an engine's adapter is told of it."""
+    """A cluster of its own; `extra` is what an engine's adapter is told of it. `variables` are of its processes."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, variables: dict[str, str] | None = None) -> None:
         self._folder = folder
         self.extra: dict[str, Any] = {"directory": str(folder), "wait_ms": 5000}
         shape = ["--coordinators", "1", "--nodes", "2", "--devices", "1", "--block-size", "256KiB"]
-        command(folder, "up", "--detach", *shape, "--device-memory", "256MiB", "--host-memory", "0B")
+        sizes = ["--device-memory", "256MiB", "--host-memory", "0B"]
+        command(folder, "up", "--detach", *shape, *sizes, variables=variables)
 
     def down(self) -> None:
         command(self._folder, "down")
 
+    def json(self, *words: str) -> Any:
+        """Runs the command on it, and returns its JSON."""
+        return json.loads(command(self._folder, *words, "--json"))
+
+    def ask(self, path: str, body: Any) -> Any:
+        """Asks its coordinator's admin API."""
+        url = json.loads((self._folder / "running.json").read_text())["admin_urls"][0]
+        token = (self._folder / "token").read_text().strip()
+        headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
+        asked = urllib.request.Request(f"{url}{path}", json.dumps(body).encode(), headers)
+        with urllib.request.urlopen(asked, timeout=60) as answered:
+            return json.load(answered)
+
     def blocks(self) -> int:
         """How many blocks it holds."""
-        words = [str(KVHIVE), "nodes", "--json", "--dir", str(self._folder)]
-        listed = json.loads(subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout)
-        return sum(int(device["blocks"]) for device in listed["devices"])
+        return sum(int(device["blocks"]) for device in self.json("nodes")["devices"])
 
     def pins(self) -> dict[str, int]:
         """Names of what is pinned, and how many blocks each names."""
-        words = [str(KVHIVE), "pin", "list", "--json", "--dir", str(self._folder)]
-        listed = json.loads(subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout)
-        return {str(pin["name"]): int(pin["keys"]) for pin in listed["pins"]}
+        return {str(pin["name"]): int(pin["keys"]) for pin in self.json("pin", "list")["pins"]}
 
     def kill(self) -> None:
         """Ends every process of it without a word."""
@@ -76,16 +90,17 @@ class Cluster:
 class Process:
     """A script of this folder in a process of its own, told what to do line by line, and answering so."""
 
-    def __init__(self, script: str, told: Any, environment: dict[str, str]) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, script, json.dumps(told)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=sys.stderr,
-            text=True,
-            env={**os.environ, **environment},
-            start_new_session=True,
-        )
+    def __init__(self, script: str, told: Any, environment: dict[str, str], log: Path | None = None) -> None:
+        with contextlib.ExitStack() as opened:
+            self._process = subprocess.Popen(
+                [sys.executable, script, json.dumps(told)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=sys.stderr if log is None else opened.enter_context(log.open("w")),
+                text=True,
+                env={**os.environ, **environment},
+                start_new_session=True,
+            )
         self._read()
 
     def end(self) -> None:

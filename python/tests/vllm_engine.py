@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from fleet import Process, answer
@@ -23,9 +24,17 @@ ENVIRONMENT = {
 
 
 class Engine(Process):
-    """A process that has one model loaded. `extra` is what its connector is told; without, it has none."""
+    """A process that has one model loaded. `extra` is what its connector is told; without, it has none. `environment` is its own, and what it
+    logs goes to `log`, if that is named."""
 
-    def __init__(self, model: str, extra: dict[str, Any] | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        model: str,
+        extra: dict[str, Any] | None = None,
+        environment: dict[str, str] | None = None,
+        log: Path | None = None,
+        **options: Any,
+    ) -> None:
         transfer = None
         if extra is not None:
             transfer = {
@@ -37,7 +46,7 @@ class Engine(Process):
         if "kv_transfer_config" in options:
             transfer = options.pop("kv_transfer_config")
         told = {"model": model, "kv_transfer_config": transfer, "options": options}
-        super().__init__(__file__, told, ENVIRONMENT)
+        super().__init__(__file__, told, {**ENVIRONMENT, **(environment or {})}, log)
 
     def generate(
         self,
@@ -111,7 +120,7 @@ def hold(engine: Any, after: str) -> None:
 
 def main() -> None:
     from vllm import LLM, SamplingParams
-    from vllm.config import KVTransferConfig
+    from vllm.config import KVEventsConfig, KVTransferConfig
     from vllm.inputs import TokensPrompt
 
     told = json.loads(sys.argv[1])
@@ -127,6 +136,8 @@ def main() -> None:
     }
     if told["kv_transfer_config"] is not None:
         options["kv_transfer_config"] = KVTransferConfig(**told["kv_transfer_config"])
+    if "kv_events_config" in options:
+        options["kv_events_config"] = KVEventsConfig(**options["kv_events_config"])
     engine = LLM(model=told["model"], **options)
     answer("ready")
     for line in sys.stdin:

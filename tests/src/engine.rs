@@ -141,7 +141,7 @@ class BlockStored(Event):
     block_size: int
     lora_id: int | None
     medium: str | None
-    lora_name: str | None = None
+    lora_name: str | None
 class BlockRemoved(Event):
     block_hashes: list[Hash]
     medium: str | None
@@ -173,8 +173,9 @@ while True:
         topic, number, payload = live.recv_multipart()
         say("live", int.from_bytes(number, "big"), payload)
     if asker in ready:
-        _, number, payload = asker.recv_multipart()
+        _, topic, number, payload = asker.recv_multipart()
         if number == (-1).to_bytes(8, "big", signed=True): print(json.dumps(["end", 0, None]), flush=True)
+        elif topic.decode() != sys.argv[3]: sys.exit(f"a replay of {topic!r}")
         else: say("replay", int.from_bytes(number, "big"), payload)
     if sys.stdin.fileno() in ready:
         line = sys.stdin.buffer.raw.readline()

@@ -3,10 +3,10 @@
 
 use kvhive_client::{NamespaceClient, Prefix, StoreOptions};
 use kvhive_protocol::data::Ack;
-use kvhive_tests::engine::{Engine, LAYOUT, Reader, stored, tokens};
+use kvhive_tests::engine::{Engine, LAYOUT, Reader, removed, stored, tokens};
 use kvhive_tests::{Cluster, run};
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::TcpListener;
 
 const TOPIC: &str = "kv@coord-1@";
@@ -65,6 +65,20 @@ impl Publishing {
         })
     }
 
+    /// Asks which blocks are there, by the engine's hashes of them.
+    fn check(&self, body: Value) -> (u16, Value) {
+        let running = self.cluster.running();
+        let admin = running["admin_urls"][0].as_str().expect("an address");
+        let asked = ureq::post(format!("{admin}/check_blocks"))
+            .header("authorization", format!("Bearer {}", self.cluster.token()))
+            .config()
+            .http_status_as_error(false)
+            .build();
+        let mut answer = asked.send_json(body).expect("it answers");
+        let status = answer.status().as_u16();
+        (status, answer.body_mut().read_json::<Value>().expect("it is JSON"))
+    }
+
     /// Writes down how an engine's blocks are named here.
     fn blocks_file(&self, named_by: &str) -> String {
         let layout = json!({
@@ -106,18 +120,7 @@ fn a_router_is_told_which_blocks_of_a_prompt_are_there() {
     let hashes: Vec<u64> = (1..=6).map(|at| u64::MAX - at).collect();
     let bytes: Vec<[u8; 8]> = hashes.iter().map(|hash| hash.to_be_bytes()).collect();
     publishing.store(&blocks, &blocks.prefix_of_engine_hashes(&bytes[..4]));
-    let running = publishing.cluster.running();
-    let admin = running["admin_urls"][0].as_str().expect("an address");
-    let ask = |body: Value| {
-        let asked = ureq::post(format!("{admin}/check_blocks"))
-            .header("authorization", format!("Bearer {}", publishing.cluster.token()))
-            .config()
-            .http_status_as_error(false)
-            .build();
-        let mut answer = asked.send_json(body).expect("it answers");
-        let status = answer.status().as_u16();
-        (status, answer.body_mut().read_json::<Value>().expect("it is JSON"))
-    };
+    let ask = |body| publishing.check(body);
     let (status, refused) = ask(json!({"block_hashes": hashes}));
     assert_eq!(status, 409, "{refused}");
     assert!(refused["detail"].as_str().expect("words").contains("by hashes"), "{refused}");
@@ -137,6 +140,45 @@ fn a_router_is_told_which_blocks_of_a_prompt_are_there() {
     );
     assert_eq!(ask(json!({"block_hashes": []})), (200, json!({"ranges": []})));
     assert_eq!(ask(json!({"block_hashes": ["a"]})).0, 400);
+}
+
+#[test]
+#[ignore = "takes Python with pyzmq and msgspec: scripts/test engines"]
+fn blocks_under_whole_hashes_are_found_by_cut_ones_and_by_tokens() {
+    let publishing = Publishing::start();
+    let mut engine = Engine::start();
+    let file = publishing.blocks_file("hashes");
+    publishing.follow("vllm-0", &engine.events, &engine.replay, &["--blocks-file", &file]);
+    // Of the same weights, and never heard.
+    publishing.follow("vllm-1", "tcp://127.0.0.1:9", "tcp://127.0.0.1:9", &["--blocks-file", &file]);
+    publishing.cluster.until("the engine to be heard", || {
+        let list = publishing.cluster.json(&["engines"]).ok()?;
+        (list["engines"][0]["known"]["connected"] == true).then_some(())
+    });
+    engine.say("publish", vec![stored(0..4)]);
+    publishing.knows("vllm-0", 4);
+    // As vLLM's connector hands them over: whole. Three of four are there.
+    let blocks = publishing.blocks();
+    let whole: Vec<[u8; 32]> = (1..=3).map(|at| [at; 32]).collect();
+    publishing.store(&blocks, &blocks.prefix_of_engine_hashes(&whole));
+    let cut: Vec<u64> = (1..=4).map(|at| u64::from_be_bytes([at; 8])).collect();
+    publishing.cluster.until("what is there to be said", || {
+        (publishing.check(json!({"block_hashes": cut})) == (200, json!({"ranges": [[0, 3]]}))).then_some(())
+    });
+    // What the engine has forgotten since is told of all the same.
+    engine.say("publish", (0..4).map(removed).collect());
+    publishing.knows("vllm-0", 0);
+    let prompt = format!("{}/prompt.json", publishing.cluster.dir());
+    std::fs::write(&prompt, json!(tokens(6)).to_string()).expect("room for it");
+    for name in ["vllm-0", "vllm-1"] {
+        let chosen = publishing.cluster.json(&["route", "--tokens-file", &prompt, "--candidates", name]);
+        let chosen = chosen.expect("it answers");
+        let terms = chosen["ranked"][0]["terms"].as_array().expect("terms");
+        let hive =
+            terms.iter().filter(|term| term["part"].as_str().is_some_and(|part| part.starts_with("hive_")));
+        let hive: u64 = hive.filter_map(|term| term["amount"].as_u64()).sum();
+        assert_eq!(hive, 48, "{chosen}");
+    }
 }
 
 #[test]
@@ -209,4 +251,42 @@ fn a_reader_made_for_vllm_reads_kvhives_blocks_by_their_engines_names() {
     }
     reader.ask(u64::MAX >> 1);
     assert_eq!(reader.read().0, "end");
+}
+
+#[test]
+#[ignore = "takes Python with pyzmq and msgspec: scripts/test engines"]
+fn blocks_that_are_there_before_their_engine_is_followed_get_its_names() {
+    let publishing = Publishing::start();
+    let mut engine = Engine::start();
+    engine.say("publish", vec![stored(0..4)]);
+    let blocks = publishing.blocks();
+    publishing.store(&blocks, &blocks.keys(&tokens(4)));
+    let mut reader = Reader::start(&publishing.events, &publishing.replay, TOPIC);
+    // Of what is there, whether it has tokens.
+    let mut there = |has_tokens: bool| loop {
+        let mut names: BTreeMap<String, bool> = BTreeMap::new();
+        reader.ask(0);
+        loop {
+            let (how, _, event) = reader.read();
+            if how == "end" {
+                break;
+            }
+            let hashes = event["block_hashes"].as_array().cloned().unwrap_or_default();
+            for hash in hashes.iter().map(Value::to_string).filter(|_| how == "replay") {
+                match event["type"] == "BlockStored" {
+                    true => names.insert(hash, event["block_size"] == 16),
+                    false => names.remove(&hash),
+                };
+            }
+        }
+        if names.len() == 4 && names.values().all(|has| *has == has_tokens) {
+            return names;
+        }
+    };
+    there(false);
+    let file = publishing.blocks_file("tokens");
+    publishing.follow("vllm-0", &engine.events, &engine.replay, &["--blocks-file", &file]);
+    let names: Vec<String> = there(true).into_keys().collect();
+    let expected: Vec<String> = (1..=4).map(|at| format!("{:?}", format!("{at:02x}").repeat(32))).collect();
+    assert_eq!(names, expected);
 }

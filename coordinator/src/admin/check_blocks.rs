@@ -20,7 +20,7 @@ const MAX_HASHES: usize = 65_536;
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct BlocksAsked {
-    /// The engine's hashes of a prompt's blocks, from its first on: numbers of 64 bits, as it hands them to kvhive.
+    /// The engine's hashes of a prompt's blocks, from its first on: numbers of 64 bits, the last eight bytes of each.
     #[schema(max_items = 65536)]
     block_hashes: Vec<u64>,
     /// The engine that is followed whose hashes these are; not needed where all that name their blocks by hashes do so alike.

@@ -65,7 +65,7 @@ fn follows(first: &Named, second: &Named) -> bool {
 
 fn stored(out: &mut Vec<u8>, blocks: &[&Arc<Named>], medium: Medium) {
     let Some(first) = blocks.first() else { return };
-    put::write_map_len(out, 8 + u32::from(first.adapter.is_some())).expect(WRITES);
+    put::write_map_len(out, 9).expect(WRITES);
     text(out, "type");
     text(out, "BlockStored");
     text(out, "block_hashes");
@@ -83,14 +83,15 @@ fn stored(out: &mut Vec<u8>, blocks: &[&Arc<Named>], medium: Medium) {
     }
     text(out, "block_size");
     put::write_uint(out, first.tokens.len() as u64).expect(WRITES);
-    // Older readers want it to be there.
+    // vLLM's own reader wants both to be there, whatever they are.
     text(out, "lora_id");
     put::write_nil(out).expect(WRITES);
-    place(out, medium);
-    if let Some(adapter) = &first.adapter {
-        text(out, "lora_name");
-        text(out, adapter);
+    text(out, "lora_name");
+    match &first.adapter {
+        Some(adapter) => text(out, adapter),
+        None => put::write_nil(out).expect(WRITES),
     }
+    place(out, medium);
 }
 
 fn removed(out: &mut Vec<u8>, names: &[&Name], medium: Medium) {

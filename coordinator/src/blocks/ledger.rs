@@ -103,6 +103,25 @@ impl Ledger {
         }
     }
 
+    /// A block that is told of by its own key alone is known by a name now: it is told of by that, and no more by the other.
+    pub(super) fn name(
+        &mut self,
+        block: (TenantId, BlockKey),
+        named: Arc<Named>,
+        stored: &mut Vec<Told>,
+        removed: &mut Vec<Told>,
+    ) {
+        let held = self.blocks.get_mut(&block).filter(|held| held.named.is_of_key(&block.1));
+        let Some(held) = held.filter(|_| !named.is_of_key(&block.1)) else { return };
+        let before = std::mem::replace(&mut held.named, named);
+        for (medium, count) in [(Medium::Memory, held.memory), (Medium::Disk, held.disk)] {
+            if count > 0 {
+                stored.push(Told::Stored(held.named.clone(), medium));
+                removed.push(Told::Removed(before.hash.clone(), medium));
+            }
+        }
+    }
+
     /// Returns how many blocks there are.
     pub(super) fn len(&self) -> usize {
         self.blocks.len()
@@ -152,6 +171,30 @@ mod tests {
         assert_eq!(changes(&mut ledger, &[(Some(Device), None)]), [""; 0]);
         assert_eq!(changes(&mut ledger, &[(Some(Device), Some(Host)), (Some(Host), None)]), ["-CPU"]);
         assert_eq!(ledger.len(), 0);
+    }
+
+    #[test]
+    fn one_that_was_told_by_its_key_is_told_by_its_name_once_that_is_known() {
+        let mut ledger = Ledger::default();
+        changes(&mut ledger, &[(None, Some(Host)), (None, Some(Disk))]);
+        let unknown = Named::unknown(&BLOCK.1, 0);
+        let name =
+            |number| Arc::new(Named { hash: Name::Number(number), tokens: vec![1], ..unknown.clone() });
+        let mut named = |number| {
+            let (mut stored, mut removed) = (Vec::new(), Vec::new());
+            ledger.name(BLOCK, name(number), &mut stored, &mut removed);
+            ledger.name((TenantId(2), BLOCK.1), name(number), &mut stored, &mut removed);
+            (stored, removed)
+        };
+        let media = [Medium::Memory, Medium::Disk];
+        assert_eq!(
+            named(7),
+            (
+                media.map(|medium| Told::Stored(name(7), medium)).to_vec(),
+                media.map(|medium| Told::Removed(unknown.hash.clone(), medium)).to_vec()
+            )
+        );
+        assert_eq!(named(8), (vec![], vec![]), "it has one");
     }
 
     #[test]

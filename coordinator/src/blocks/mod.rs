@@ -23,8 +23,6 @@ use tracing::{debug, info};
 const EVERY: Duration = Duration::from_millis(100);
 /// The wait before coordinators that did not answer are asked again.
 const RETRY: Duration = Duration::from_secs(1);
-/// Batches of engines' events that wait to be read for names.
-pub(crate) const WAITING: usize = 256;
 
 /// Where block events are published.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -50,7 +48,7 @@ impl Publisher {
         config: &CoordinatorConfig,
         runtime: &Runtime,
         coordinators: &[String],
-        engines: mpsc::Receiver<Heard>,
+        engines: mpsc::UnboundedReceiver<Heard>,
         stop: &watch::Receiver<bool>,
     ) -> Result<Option<Publisher>, CoordinatorError> {
         let Some(own) = &config.block_events else { return Ok(None) };
@@ -85,7 +83,7 @@ impl Publisher {
 }
 
 /// Asks the nodes again and again, and publishes what has changed.
-async fn follow(config: ClientConfig, stream: &Stream, mut engines: mpsc::Receiver<Heard>) {
+async fn follow(config: ClientConfig, stream: &Stream, mut engines: mpsc::UnboundedReceiver<Heard>) {
     let (client, mut watch) = loop {
         match begin(&config).await {
             Ok(begun) => break begun,
@@ -103,7 +101,11 @@ async fn follow(config: ClientConfig, stream: &Stream, mut engines: mpsc::Receiv
         tokio::select! {
             // What an engine calls a block is known before its block is told of.
             biased;
-            Some(heard) = engines.recv() => learn(&mut names, &client.map(), &heard),
+            Some(heard) = engines.recv() => {
+                learn(&mut names, &client.map(), &heard);
+                // Of blocks that were quicker here than what their engine says of them.
+                stream.name(&names.fresh(), &names);
+            }
             _ = turn.tick() => {
                 let report = watch.poll().await;
                 for (device, fault) in &report.failed {

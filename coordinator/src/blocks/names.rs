@@ -2,7 +2,7 @@
 //! engines say of blocks is remembered by the key that kvhive has for the same block; one that no engine has told of, or so long ago
 //! that it is forgotten, is told by its own key.
 
-use crate::engines::format::{RawBlocks, RawHash};
+use crate::engines::raw::{RawBlocks, RawHash};
 use kvhive_protocol::engines::NamedBy;
 use kvhive_protocol::{BlockKey, NamespaceKey, TenantId};
 use std::collections::{HashMap, VecDeque};
@@ -29,14 +29,6 @@ impl Name {
             RawHash::Bytes(bytes) => Name::Bytes(bytes.to_vec()),
         }
     }
-
-    /// Returns the bytes that an engine hands to kvhive for a hash that it publishes so.
-    fn bytes(&self) -> Vec<u8> {
-        match self {
-            Name::Number(number) => number.to_be_bytes().to_vec(),
-            Name::Bytes(bytes) => bytes.clone(),
-        }
-    }
 }
 
 /// What readers are told of a block.
@@ -57,15 +49,18 @@ pub(super) struct Named {
 impl Named {
     /// A block that no engine has told of: the last eight bytes of its key, as engines cut theirs.
     pub(super) fn unknown(key: &BlockKey, depth: u32) -> Named {
-        let tail = key.as_bytes().last_chunk().copied().expect("a key has 32 bytes");
-        Named {
-            hash: Name::Number(u64::from_be_bytes(tail)),
-            parent: None,
-            tokens: Vec::new(),
-            adapter: None,
-            depth,
-        }
+        Named { hash: own_name(key), parent: None, tokens: Vec::new(), adapter: None, depth }
     }
+
+    /// Says whether it is told of as nobody but kvhive calls it.
+    pub(super) fn is_of_key(&self, key: &BlockKey) -> bool {
+        self.hash == own_name(key)
+    }
+}
+
+fn own_name(key: &BlockKey) -> Name {
+    let tail = key.as_bytes().last_chunk().copied().expect("a key has 32 bytes");
+    Name::Number(u64::from_be_bytes(tail))
 }
 
 /// Whose blocks an engine stores, and how kvhive names them.
@@ -91,9 +86,16 @@ pub(crate) struct Names {
     /// By engine and what that calls it.
     known: HashMap<(String, Name), Known>,
     order: VecDeque<(String, Name)>,
+    /// Blocks that have got a name since somebody asked for these.
+    fresh: Vec<(TenantId, BlockKey)>,
 }
 
 impl Names {
+    /// Returns the blocks that have got a name since this was asked last.
+    pub(super) fn fresh(&mut self) -> Vec<(TenantId, BlockKey)> {
+        std::mem::take(&mut self.fresh)
+    }
+
     /// Returns how a block is told of.
     pub(super) fn of(&self, tenant: TenantId, key: &BlockKey, depth: u32) -> Arc<Named> {
         self.named.get(&(tenant, *key)).cloned().unwrap_or_else(|| Arc::new(Named::unknown(key, depth)))
@@ -120,11 +122,12 @@ impl Names {
                 [] => {}
                 // A salt stands with the first block and counts for all.
                 [one] if depth == 0 => salt = Some(one.to_vec()),
-                // Media: their names here and there need not agree.
-                _ => return,
+                // Media: their names here and there need not agree. In the engine's own hashes they are.
+                _ if place.named_by == NamedBy::Tokens => return,
+                _ => {}
             }
             let key = match (place.named_by, tokens) {
-                (NamedBy::Hashes, _) => place.key.rekey(&before, &name.bytes()),
+                (NamedBy::Hashes, _) => place.key.rekey(&before, &hash.bytes()),
                 (NamedBy::Tokens, Some(tokens)) => {
                     let extras: Vec<&[u8]> = blocks.adapter.into_iter().chain(salt.as_deref()).collect();
                     place.key.block(&before, tokens, &extras)
@@ -149,7 +152,9 @@ impl Names {
         if self.known.insert(at.clone(), known).is_none() {
             self.order.push_back(at);
         }
-        self.named.insert((tenant, key), Arc::new(named));
+        if self.named.insert((tenant, key), Arc::new(named)).is_none() {
+            self.fresh.push((tenant, key));
+        }
         while self.order.len() > MOST {
             let Some(oldest) = self.order.pop_front() else { break };
             if let Some(known) = self.known.remove(&oldest) {

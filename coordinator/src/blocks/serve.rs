@@ -52,11 +52,13 @@ pub(super) async fn repeat(listener: TcpListener, stream: Stream, stop: watch::R
                 let of = stream.clone();
                 // All that is there may be much.
                 let batches = tokio::task::spawn_blocking(move || of.replay(from)).await.unwrap_or_default();
+                let topic = stream.topic.as_bytes();
                 for batch in &batches {
-                    taken(connection.send(&[b"", &batch.number.to_be_bytes(), &batch.payload])).await?;
+                    let number = batch.number.to_be_bytes();
+                    taken(connection.send(&[b"", topic, &number, &batch.payload])).await?;
                 }
-                // The end is number -1.
-                taken(connection.send(&[b"", &[0xff; 8], b""])).await?;
+                // The end is number -1, of no topic.
+                taken(connection.send(&[b"", b"", &[0xff; 8], b""])).await?;
             }
         }
     })

@@ -4,6 +4,7 @@ use super::encode;
 use super::ledger::{Ledger, Told};
 use super::names::Names;
 use kvhive_client::BlockChange;
+use kvhive_protocol::{BlockKey, TenantId};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::SystemTime;
@@ -75,6 +76,23 @@ impl Stream {
         }
     }
 
+    /// Publishes what blocks that have got a name are called from now on.
+    pub(super) fn name(&self, fresh: &[(TenantId, BlockKey)], names: &Names) {
+        for some in fresh.chunks(CHANGES) {
+            let (mut stored, mut removed) = (Vec::new(), Vec::new());
+            let mut state = self.state();
+            for (tenant, key) in some {
+                // Its depth is in its name.
+                state.ledger.name((*tenant, *key), names.of(*tenant, key, 0), &mut stored, &mut removed);
+            }
+            // There before it is gone, and parents before their children.
+            stored.append(&mut removed);
+            if !stored.is_empty() {
+                self.publish(&mut state, false, &stored);
+            }
+        }
+    }
+
     fn publish(&self, state: &mut State, anew: bool, told: &[Told]) {
         let batch = Batch { number: state.next, payload: encode::batch(now_us(), anew, told).into() };
         state.next += 1;
@@ -138,7 +156,6 @@ mod tests {
     use crate::engines::format;
     use kvhive_control::routing::{CacheEvent, EngineHash};
     use kvhive_protocol::watch::BlockTier;
-    use kvhive_protocol::{BlockKey, TenantId};
     use std::collections::BTreeSet;
 
     fn change(number: u8, before: Option<BlockTier>, after: Option<BlockTier>) -> BlockChange {

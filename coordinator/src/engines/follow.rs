@@ -30,6 +30,8 @@ const FIRST_AGAIN: Duration = Duration::from_millis(500);
 const LONGEST_AGAIN: Duration = Duration::from_secs(30);
 /// Messages that were received and wait for the feed.
 const WAITING: usize = 2;
+/// Batches whose names are told after what is repeated meanwhile: names of children after those of their parents.
+const HELD: usize = 1024;
 
 /// The task that follows one engine. Dropped, it ends.
 pub(super) struct Line(AbortHandle);
@@ -109,6 +111,7 @@ async fn listen(one: &Arc<One>) -> Result<std::convert::Infallible, ZmtpError> {
     });
     let _reader = Reader(reader.abort_handle());
     let mut replay: Option<(Reader, mpsc::Receiver<Repeated>)> = None;
+    let mut held: Vec<Vec<u8>> = Vec::new();
     tell(one, FeedEvent::Connected, &mut replay);
     let mut quiet_at = Instant::now() + QUIET;
     let (mut again_at, mut wait) = (None, FIRST_AGAIN);
@@ -124,18 +127,26 @@ async fn listen(one: &Arc<One>) -> Result<std::convert::Infallible, ZmtpError> {
                 let message = message.unwrap_or(Err(ZmtpError::Io(std::io::ErrorKind::BrokenPipe.into())))?;
                 quiet_at = Instant::now() + QUIET;
                 // Topic, number, payload.
-                if let [.., number, payload] = &message[..]
-                    && let Some(batch) = read(one, number, payload)
-                {
-                    tell(one, FeedEvent::Heard(batch), &mut replay);
+                if let [.., number, payload] = &message[..] {
+                    if let Some(batch) = read(one, number, payload) {
+                        tell(one, FeedEvent::Heard(batch), &mut replay);
+                    }
+                    if replay.is_some() && held.len() < HELD {
+                        held.push(payload.clone());
+                    } else {
+                        one.tell(payload);
+                    }
                 }
             }
             said = next(&mut replay) => {
                 let event = match said {
-                    Some(Repeated::Batch(number, payload)) => match read(one, &number.to_be_bytes(), &payload) {
-                        Some(batch) => FeedEvent::Replayed(batch),
-                        None => continue,
-                    },
+                    Some(Repeated::Batch(number, payload)) => {
+                        one.tell(&payload);
+                        match read(one, &number.to_be_bytes(), &payload) {
+                            Some(batch) => FeedEvent::Replayed(batch),
+                            None => continue,
+                        }
+                    }
                     Some(Repeated::Ended) => FeedEvent::ReplayEnded,
                     Some(Repeated::Failed(error)) => {
                         one.state().trouble = format!("replay: {error}");
@@ -145,6 +156,7 @@ async fn listen(one: &Arc<One>) -> Result<std::convert::Infallible, ZmtpError> {
                 };
                 if !matches!(event, FeedEvent::Replayed(_)) {
                     replay = None;
+                    held.drain(..).for_each(|payload| one.tell(&payload));
                 }
                 tell(one, event, &mut replay);
             }
@@ -224,7 +236,6 @@ async fn repeat(address: &str, from: u64, said: &mpsc::Sender<Repeated>) -> Resu
 /// Reads a batch. One that makes no sense is a gap, which the feed notices by the number after it.
 fn read(one: &One, number: &[u8], payload: &[u8]) -> Option<Batch> {
     let number = <[u8; 8]>::try_from(number).ok().map(u64::from_be_bytes);
-    one.tell_names(payload);
     let read = number.map(|number| format::batch(number, payload, one.engine.block_tokens));
     let mut state = one.state();
     match read {

@@ -1,9 +1,8 @@
 //! vLLM's and SGLang's cache events: msgpack, read without building more than it says. Events are tagged maps, or arrays as
 //! older releases have them. Everything is bounded before it is kept; what is not known is skipped and counted.
 
-use kvhive_control::routing::{
-    Batch, CacheEvent, Content, EngineHash, MAX_GROUPS, MAX_HELD_BLOCKS, Medium, StoredBlock, content,
-};
+use super::raw::{RawBlocks, RawHash, adapter_of, made_of};
+use kvhive_control::routing::{Batch, CacheEvent, Content, MAX_GROUPS, MAX_HELD_BLOCKS, Medium, StoredBlock};
 use rmp::Marker;
 use rmp::decode::{self, RmpRead};
 use thiserror::Error;
@@ -56,47 +55,6 @@ pub(crate) fn batch(sequence: u64, payload: &[u8], block_tokens: u32) -> Read<(B
     Ok((Batch { sequence, at_us, events }, reader.ignored))
 }
 
-/// A hash as an engine publishes it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum RawHash<'a> {
-    /// A number.
-    Number(u64),
-    /// All of it.
-    Bytes(&'a [u8]),
-}
-
-impl RawHash<'_> {
-    fn engine(&self) -> EngineHash {
-        match self {
-            RawHash::Number(number) => EngineHash(*number),
-            RawHash::Bytes(bytes) => EngineHash::of(bytes),
-        }
-    }
-}
-
-/// Blocks that follow one another, as an engine says them.
-pub(crate) struct RawBlocks<'a> {
-    pub(crate) parent: Option<RawHash<'a>>,
-    pub(crate) hashes: Vec<RawHash<'a>>,
-    pub(crate) adapter: Option<&'a [u8]>,
-    tokens: Vec<u32>,
-    size: usize,
-    extras: Vec<Vec<&'a [u8]>>,
-}
-
-impl<'a> RawBlocks<'a> {
-    /// Returns the tokens of one of them, if the event has those of all.
-    pub(crate) fn tokens_of(&self, at: usize) -> Option<&[u32]> {
-        let is_whole = self.size.checked_mul(self.hashes.len()) == Some(self.tokens.len());
-        self.tokens.get(at * self.size..(at + 1) * self.size).filter(|_| is_whole)
-    }
-
-    /// Walks over what else names one of them.
-    pub(crate) fn extras_of(&self, at: usize) -> impl Iterator<Item = &'a [u8]> + '_ {
-        self.extras.get(at).into_iter().flatten().copied()
-    }
-}
-
 /// Tells of the blocks of whole prompts, in blocks of `block_tokens`, that a batch says are stored.
 pub(crate) fn stored<'a>(
     payload: &'a [u8],
@@ -116,8 +74,9 @@ pub(crate) fn stored<'a>(
         if tag != b"BlockStored" || fields.is_partial || fields.group > 0 || size != u64::from(block_tokens) {
             continue;
         }
-        let Fields { hashes, parent, tokens, adapter, extras, .. } = fields;
-        each(&RawBlocks { parent, hashes, adapter, tokens, size: block_tokens as usize, extras });
+        let Fields { hashes, parent, tokens, adapter, adapter_number, extras, .. } = fields;
+        let size = block_tokens as usize;
+        each(&RawBlocks { parent, hashes, adapter, adapter_number, tokens, size, extras });
     }
     Ok(())
 }
@@ -285,19 +244,12 @@ impl Reader {
         // Tokens in blocks of another size than is asked by have names that nobody asks for: the hashes still count.
         let names =
             size == self.block_tokens as usize && size.checked_mul(hashes.len()) == Some(tokens.len());
-        // Older releases number adapters and do not name them.
-        let adapter = match fields.adapter {
-            Some(name) => Some(String::from_utf8_lossy(name).into_owned()),
-            None => fields.adapter_number.map(|number| number.to_string()),
-        };
-        let adapter = adapter.as_deref();
+        let adapter = adapter_of(fields.adapter, fields.adapter_number);
         let named = |at: usize| -> Option<Content> {
             // Only then is it a size of which so many are anything.
             let own = if names { tokens.get(at * size..(at + 1) * size)? } else { return None };
-            // The adapter is among an engine's extra keys too.
             let keys = extras.get(at).map(Vec::as_slice).unwrap_or_default();
-            let keys = keys.iter().copied().filter(|key| Some(*key) != adapter.map(str::as_bytes));
-            Some(content(own, adapter, keys))
+            Some(made_of(own, adapter.as_deref(), keys.iter().copied()))
         };
         let block =
             |(at, hash): (usize, &RawHash<'_>)| StoredBlock { hash: hash.engine(), content: named(at) };

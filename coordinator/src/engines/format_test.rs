@@ -1,7 +1,7 @@
 //! Batches as engines of several releases write them, and bytes that no engine writes.
 
 use super::*;
-use kvhive_control::routing::{Asked, Index};
+use kvhive_control::routing::{Asked, EngineHash, Index};
 use kvhive_protocol::routing::Prompt;
 use rmpv::Value;
 

@@ -103,7 +103,10 @@ impl Hive {
                 );
             }
             (NamedBy::Hashes, Prompt::Tokens { .. }) => {
-                return Err("kvhive was not asked: its blocks are named by the engine's hashes, and tokens were given".to_owned());
+                return Err(
+                    "kvhive was not asked: its blocks are named by the engine's hashes, of which none is known, and tokens were given"
+                        .to_owned(),
+                );
             }
         };
         let survey = namespace.survey(&prefix).await.map_err(said)?;

@@ -3,23 +3,27 @@
 
 mod follow;
 pub(crate) mod format;
+mod heard;
 mod hive;
+pub(crate) mod raw;
 mod route;
 pub(crate) mod zmtp;
 
 use follow::Line;
+pub(crate) use heard::{Heard, Teller, telling};
 use hive::Hive;
 use kvhive_client::NodeTraces;
-use kvhive_control::routing::{Busy, Feed, room};
+use kvhive_control::routing::{Busy, Feed, Hashes, room};
 use kvhive_protocol::engines::{Engine, EngineLoad, Followed, Known, NamedBy};
 use kvhive_protocol::routing::{BlockHash, Prompt};
 use kvhive_protocol::trace::TraceAsk;
 use kvhive_protocol::{Moment, WireError};
 use kvhive_runtime::Clock;
 use kvhive_wire::Tls;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tracing::info;
 
 /// Every engine by name, as the coordinators agree on.
@@ -30,20 +34,16 @@ pub(crate) struct Engines {
     followed: RwLock<BTreeMap<String, Arc<One>>>,
     hive: Hive,
     /// Who wants to know how engines name blocks.
-    names: Option<mpsc::Sender<Heard>>,
+    names: Option<Teller>,
     clock: Arc<dyn Clock>,
-}
-
-/// A batch of an engine's events, for who publishes ours by the same names.
-pub(crate) struct Heard {
-    pub(crate) engine: Arc<Engine>,
-    pub(crate) payload: Vec<u8>,
 }
 
 /// One engine that is followed.
 pub(crate) struct One {
     pub(crate) engine: Arc<Engine>,
-    names: Option<mpsc::Sender<Heard>>,
+    names: Option<Teller>,
+    /// The hashes that name its blocks in kvhive, where such hashes do; those that share their names there share these.
+    hashes: Option<Arc<Mutex<Hashes>>>,
     state: Mutex<State>,
 }
 
@@ -56,21 +56,48 @@ pub(crate) struct State {
 }
 
 impl One {
-    fn new(engine: Engine, room: usize, names: Option<mpsc::Sender<Heard>>) -> One {
+    fn new(engine: Engine, room: usize, names: Option<Teller>, hashes: Option<Arc<Mutex<Hashes>>>) -> One {
         let state = State {
             feed: Feed::new(room, engine.replay.is_some()),
             trouble: String::new(),
             ignored: 0,
             busy: Busy::default(),
         };
-        One { engine: Arc::new(engine), names, state: Mutex::new(state) }
+        One { engine: Arc::new(engine), names, hashes, state: Mutex::new(state) }
     }
 
-    /// Tells who publishes block events what this engine says of its blocks. One that is busy misses it: such blocks are then told by
-    /// their own keys.
-    fn tell_names(&self, payload: &[u8]) {
+    /// Takes in what a batch of its events says of names: for who publishes block events by the same, and for who asks by them.
+    fn tell(&self, payload: &[u8]) {
+        self.learn(payload);
         if let Some(names) = self.names.as_ref().filter(|_| self.engine.blocks.is_some()) {
-            let _ = names.try_send(Heard { engine: self.engine.clone(), payload: payload.to_vec() });
+            names.tell(&self.engine, payload);
+        }
+    }
+
+    fn hashes(&self) -> Option<MutexGuard<'_, Hashes>> {
+        // Each of its doors leaves it whole, or a hash that is not found.
+        self.hashes.as_ref().map(|hashes| hashes.lock().unwrap_or_else(|poison| poison.into_inner()))
+    }
+
+    /// Learns what hashes a batch of its events tells of.
+    fn learn(&self, payload: &[u8]) {
+        let Some(mut hashes) = self.hashes() else { return };
+        // What makes no sense is told where the batch is read.
+        let _ = format::stored(payload, self.engine.block_tokens, |blocks| {
+            let whole: Vec<Cow<'_, [u8]>> = blocks.hashes.iter().map(|hash| hash.bytes()).collect();
+            let parent = blocks.parent.as_ref().map(|parent| parent.engine());
+            hashes.learn(parent, whole.iter().map(|hash| &**hash).zip(blocks.contents()));
+        });
+    }
+
+    /// Returns a prompt by what names its blocks in kvhive: where the engine's hashes do, by these in full, as far as any engine has told of them.
+    fn named<'a>(&self, prompt: &'a Prompt) -> Cow<'a, Prompt> {
+        match self.hashes().filter(|hashes| !hashes.is_empty()) {
+            Some(hashes) => {
+                let hashes = hashes.of(prompt, self.engine.block_tokens);
+                Cow::Owned(Prompt::Hashes { hashes, tokens: 0 })
+            }
+            None => Cow::Borrowed(prompt),
         }
     }
 
@@ -107,13 +134,20 @@ impl State {
     }
 }
 
+/// Says whether an engine's hashes name its blocks in kvhive, one each.
+fn is_named_by_hashes(engine: &Engine) -> bool {
+    engine.blocks.is_some_and(|blocks| {
+        blocks.named_by == NamedBy::Hashes && blocks.layout.tokens == engine.block_tokens
+    })
+}
+
 impl Engines {
     /// Follows nobody yet. `coordinators`, `token` and `tls` are how kvhive's own blocks are asked for.
     pub(crate) fn new(
         coordinators: Vec<String>,
         token: Vec<u8>,
         tls: Option<Tls>,
-        names: Option<mpsc::Sender<Heard>>,
+        names: Option<Teller>,
         clock: Arc<dyn Clock>,
     ) -> Engines {
         Engines { followed: RwLock::default(), hive: Hive::new(coordinators, token, tls), names, clock }
@@ -150,10 +184,20 @@ impl Engines {
         });
         for (name, engine) in wanted {
             match followed.get(name) {
-                Some(one) => one.state().feed.set_room(room),
+                Some(one) => {
+                    one.state().feed.set_room(room);
+                    if let Some(mut hashes) = one.hashes() {
+                        hashes.set_room(room);
+                    }
+                }
                 None => {
                     info!(engine = %name, events = %engine.events, "following its events");
-                    let one = Arc::new(One::new(engine.clone(), room, self.names.clone()));
+                    let alike =
+                        followed.values().find(|one| route::place(&one.engine) == route::place(engine));
+                    let known = alike.and_then(|one| one.hashes.clone());
+                    let hashes = is_named_by_hashes(engine)
+                        .then(|| known.unwrap_or_else(|| Arc::new(Mutex::new(Hashes::new(room)))));
+                    let one = Arc::new(One::new(engine.clone(), room, self.names.clone(), hashes));
                     lines.insert(name.clone(), Line::start(one.clone()));
                     followed.insert(name.clone(), one);
                 }
@@ -211,7 +255,7 @@ impl Engines {
             )));
         };
         let prompt = Prompt::Hashes { hashes, tokens: 0 };
-        let held = self.hive.held(&one.engine, &blocks, (&prompt, None)).await;
+        let held = self.hive.held(&one.engine, &blocks, (&*one.named(&prompt), None)).await;
         let held = held.map_err(|why| WireError::busy(&why))?;
         Ok(held.tokens() / u64::from(blocks.layout.tokens.max(1)))
     }
@@ -233,3 +277,7 @@ impl Engines {
         Ok(one.shown(now))
     }
 }
+
+#[cfg(test)]
+#[path = "hashes_test.rs"]
+mod tests;

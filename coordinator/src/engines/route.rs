@@ -154,15 +154,15 @@ impl Engines {
         (prompt, trace): (&Prompt, Option<TraceContext>),
         notes: &mut Vec<String>,
     ) -> BTreeMap<Place, Held> {
-        let mut places: BTreeMap<Place, &Engine> = BTreeMap::new();
+        let mut places: BTreeMap<Place, &One> = BTreeMap::new();
         for one in candidates {
             if let Some(place) = place(&one.engine) {
-                places.entry(place).or_insert(&one.engine);
+                places.entry(place).or_insert(one);
             }
         }
-        let asks = places.into_iter().map(|(place, engine)| async move {
-            let blocks = engine.blocks.as_ref()?;
-            Some((place, self.hive.held(engine, blocks, (prompt, trace)).await))
+        let asks = places.into_iter().map(|(place, one)| async move {
+            let blocks = one.engine.blocks.as_ref()?;
+            Some((place, self.hive.held(&one.engine, blocks, (&*one.named(prompt), trace)).await))
         });
         let mut held = BTreeMap::new();
         for (place, answer) in futures_util::future::join_all(asks).await.into_iter().flatten() {

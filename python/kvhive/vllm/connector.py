@@ -17,6 +17,8 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import vllm
+from vllm import envs
+from vllm.distributed.kv_events import ZmqEventPublisher
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
     KVConnectorMetadata,
@@ -35,6 +37,8 @@ from vllm.v1.kv_cache_interface import (
 
 from kvhive._native import EngineCourier, EnginePlanner, engine_fingerprint
 from kvhive.errors import MisuseError
+from kvhive.vllm.events import CUT, follow
+from kvhive.vllm.hints import pass_on
 from kvhive.vllm.pages import Pages, Placement
 from kvhive.vllm.settings import Settings
 from kvhive.vllm.versions import line, refusal
@@ -73,10 +77,6 @@ class Unsupported(Exception):
 
 NOTHING: tuple[int | None, bool] = (0, False)
 AT_ONCE: tuple[bool, dict[str, Any] | None] = (False, None)
-
-
-# Of the kv_hints of one request.
-MOST_ACTIONS = 16
 
 
 def spared(otherwise: _T) -> Callable[[Callable[..., _T]], Callable[..., _T]]:
@@ -135,6 +135,8 @@ class KvHiveConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
                 algorithm,
             )
         if role == KVConnectorRole.SCHEDULER:
+            if self._publishes() and envs.VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES:
+                logger.warning(CUT)
             self._planner = EnginePlanner(
                 groups=self._groups,
                 hash_tokens=self._hash_tokens,
@@ -146,6 +148,10 @@ class KvHiveConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
                 saves=self._saves,
                 known=self._settings.known_s,
             )
+
+    def _publishes(self) -> bool:
+        events = self._vllm_config.kv_events_config
+        return events is not None and bool(events.enable_kv_cache_events)
 
     # The scheduler's side
 
@@ -221,17 +227,10 @@ class KvHiveConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         return False, None
 
     def _wish(self, request: Any) -> None:
-        """Passes on what an orchestrator wishes for the request's blocks. What cannot be read is told and harms nothing."""
         assert self._planner is not None
-        hints = getattr(request, "kv_hints", None)
-        for action in hints.actions[:MOST_ACTIONS] if hints is not None else ():
-            try:
-                payload = json.dumps(action.payload)
-                self._planner.wished(
-                    request.request_id, action.action_type, action.action_version, payload, request.block_hashes
-                )
-            except Exception as why:
-                logger.warning("kvhive: the action %s of kv_hints is not done: %s", action.action_id, why)
+        wished = functools.partial(self._planner.wished, request.request_id)
+        names = request.block_hashes
+        pass_on(request.kv_hints, logger, lambda kind, version, payload: wished(kind, version, payload, names))
 
     def reset_cache(self) -> bool | None:
         # Other engines' blocks are not this one's to forget: `kvhive clear` ends a tenant's era.
@@ -264,6 +263,20 @@ class KvHiveConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         if pages.device.type == "cuda":
             Thread(target=self._store_copied, name="kvhive-copied", daemon=True).start()
         logger.info("kvhive: blocks of this worker are %s, rank %d", self._courier.model, parallel.rank // replicas)
+        if self._publishes() and parallel.rank == 0:
+            self._tell_how_to_follow(parallel, pages, self._courier.model)
+
+    def _tell_how_to_follow(self, parallel: Any, pages: Pages, model: str) -> None:
+        config = self._vllm_config.kv_events_config
+        # As vLLM's publishers do it: each data-parallel rank has ports of its own.
+        events, replay = (
+            ZmqEventPublisher.offset_endpoint_port(endpoint, parallel.data_parallel_index)
+            for endpoint in (config.endpoint, config.replay_endpoint)
+        )
+        tenant = self._settings.tenant
+        told = follow(model, self._groups, pages.block_bytes, rank=0, tenant=tenant, events=events, replay=replay)
+        if told is not None:
+            logger.info("kvhive: coordinators follow this engine by: %s", told)
 
     def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
         super().bind_connector_metadata(connector_metadata)

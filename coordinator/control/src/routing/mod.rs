@@ -3,6 +3,7 @@
 
 mod busy;
 mod feed;
+mod hashes;
 mod index;
 mod names;
 mod score;
@@ -10,6 +11,7 @@ mod words;
 
 pub use busy::Busy;
 pub use feed::{Batch, Feed, FeedCounters, FeedEffect, FeedEvent, MAX_HELD_BATCHES, MAX_HELD_BLOCKS};
+pub use hashes::Hashes;
 pub use index::{Index, MAX_GROUPS, MAX_INDEXED_BLOCKS, MAX_KNOWN_BLOCKS, Own, room};
 pub use names::{Asked, CacheEvent, Content, EngineHash, Medium, StoredBlock, content};
 pub use score::{Judged, Piece, choose, rank};

@@ -40,7 +40,7 @@ impl Local {
 /// Names what one block is made of. Lengths go in too, so no two inputs run together.
 pub fn content<'a>(
     tokens: &[u32],
-    adapter: Option<&'a str>,
+    adapter: Option<&str>,
     extras: impl IntoIterator<Item = &'a [u8]>,
 ) -> Content {
     let mut bytes = Vec::with_capacity(tokens.len() * 4 + 64);
@@ -48,10 +48,12 @@ pub fn content<'a>(
     for token in tokens {
         bytes.extend_from_slice(&token.to_le_bytes());
     }
-    for piece in adapter.map(str::as_bytes).into_iter().chain(extras) {
+    let mut put = |piece: &[u8]| {
         bytes.extend_from_slice(&(piece.len() as u64).to_le_bytes());
         bytes.extend_from_slice(piece);
-    }
+    };
+    adapter.map(str::as_bytes).into_iter().for_each(&mut put);
+    extras.into_iter().for_each(put);
     Content(xxh3_128(&bytes))
 }
 
@@ -127,17 +129,28 @@ pub(crate) enum AskedNames {
     Hashes(Vec<EngineHash>),
 }
 
+/// Says what each full block of a prompt is made of. A salt belongs to the first one, as engines have it.
+pub(crate) fn contents<'a>(
+    tokens: &'a [u32],
+    adapter: Option<&'a str>,
+    salt: Option<&'a str>,
+    block_tokens: u32,
+) -> impl Iterator<Item = Content> + 'a {
+    tokens.chunks_exact(block_tokens.max(1) as usize).enumerate().map(move |(at, block)| {
+        let salt = salt.filter(|salt| at == 0 && !salt.is_empty());
+        content(block, adapter, salt.map(str::as_bytes))
+    })
+}
+
 impl Asked {
-    /// Names the full blocks of a prompt, `block_tokens` tokens each. A salt belongs to the first block, as engines have it.
+    /// Names the full blocks of a prompt, `block_tokens` tokens each.
     pub fn of(prompt: &Prompt, block_tokens: u32) -> Asked {
         let block_tokens = block_tokens.max(1);
         let names = match prompt {
             Prompt::Tokens { tokens, adapter, salt } => {
                 let mut parent = None;
                 let mut locals = Vec::with_capacity(tokens.len() / block_tokens as usize);
-                for (at, block) in tokens.chunks_exact(block_tokens as usize).enumerate() {
-                    let salt = salt.as_deref().filter(|salt| at == 0 && !salt.is_empty());
-                    let made_of = content(block, adapter.as_deref(), salt.map(str::as_bytes));
+                for made_of in contents(tokens, adapter.as_deref(), salt.as_deref(), block_tokens) {
                     let local = Local::of(parent, made_of);
                     parent = Some(local);
                     locals.push(local);
