@@ -345,6 +345,9 @@ class EngineTier:
         """Puts what is to be asked to the cluster."""
     def store(self, job: int, names: Sequence[bytes], rows: object) -> None: ...
     def load(self, job: int, names: Sequence[bytes], rows: object) -> None: ...
+    def wish(self, kind: str, version: str, payload: str, chunks: Sequence[tuple[bytes, int]]) -> bool:
+        """Does what is wished for a request's chunks: each by its name, and where its last token is in the request. Returns False for what is
+        somebody else's to do."""
     def finished(self) -> list[tuple[int, bool, list[int], float, int]]:
         """Returns the jobs that are over: number, whether all was done, which chunks were, seconds, bytes."""
     def is_busy(self) -> bool: ...

@@ -277,23 +277,40 @@ def test_a_job_of_a_tier_that_cannot_be_begun_has_failed_and_raises_nothing(clus
         pool.tier.shutdown()
 
 
+def come_to(cluster: Cluster, name: str, expected: dict[str, int]) -> None:
+    """Waits until these are the pins whose names begin so, with so many blocks."""
+    until = time.monotonic() + 30
+    while (pins := {pin: blocks for pin, blocks in cluster.pins().items() if pin.startswith(name)}) != expected:
+        assert time.monotonic() < until, pins
+
+
 def test_what_kv_hints_wish_for_is_done_and_what_is_no_wish_harms_nothing(cluster: Cluster, model: str) -> None:
     asked = prompt("hinted", 5 * BLOCK)
     wrong: list[tuple[str, dict[str, Any]]] = [("kvhive.pin", {"seconds": 1}), ("nvidia.prefetch", {"any": "thing"})]
-
-    def come_to(expected: dict[str, int]) -> None:
-        until = time.monotonic() + 30
-        while (pins := {name: blocks for name, blocks in cluster.pins().items() if name.startswith("kept")}) != expected:
-            assert time.monotonic() < until, pins
-
     with Engine(model, cluster.extra) as engine:
         pin = ("kvhive.pin", {"name": "kept", "seconds": 600, "tokens": 3 * BLOCK + 1})
         first = engine.generate([asked], hints=[*wrong, pin])
         # Its workers hear of it with the next step. A server makes one after the last request; this engine when it is asked again.
         engine.generate([prompt("next", 40)])
-        come_to({"kept.0.0": 3})
+        come_to(cluster, "kept", {"kept.0.0": 3})
         engine.reset()
         again = engine.generate([asked], hints=[("kvhive.session", {"over": True}), ("kvhive.unpin", {"name": "kept"})])
         engine.generate([prompt("next", 40)])
-        come_to({})
+        come_to(cluster, "kept", {})
         assert again[0]["tokens"] == first[0]["tokens"]
+
+
+def test_what_kv_hints_wish_for_is_done_behind_vllms_own_offloading(cluster: Cluster, model: str) -> None:
+    asked = prompt("hinted behind", 5 * BLOCK + 1)
+    wrong: list[tuple[str, dict[str, Any]]] = [("kvhive.pin", {"seconds": 1}), ("nvidia.prefetch", {"any": "thing"})]
+    with Engine(model, kv_transfer_config=tiered(cluster.extra)) as engine:
+        engine.generate([asked], hints=[*wrong, ("kvhive.pin", {"name": "behind", "tokens": 3 * BLOCK + 1})])
+        engine.generate([prompt("next", 40)])
+        come_to(cluster, "behind", {"behind.tier": 3})
+        # Of a request whose chunks are in vLLM's own pool, too.
+        engine.generate([asked], hints=[("kvhive.session", {"over": True}), ("kvhive.pin", {"name": "behind"})])
+        engine.generate([prompt("next", 40)])
+        come_to(cluster, "behind", {"behind.tier": 5})
+        engine.generate([asked], hints=[("kvhive.unpin", {"name": "behind"})])
+        engine.generate([prompt("next", 40)])
+        come_to(cluster, "behind", {})

@@ -1,5 +1,7 @@
 """What the connector for vLLM is made of, without vLLM: its settings, and both native halves against a cluster."""
 
+import json
+import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +11,7 @@ import kvhive
 import numpy as np
 import pytest
 from kvhive._native import EngineCourier, EnginePlanner, EngineTier, engine_fingerprint
+from kvhive.vllm.events import follow
 from kvhive.vllm.settings import Settings
 
 BLOCK = 4096
@@ -290,6 +293,32 @@ def test_chunks_go_from_one_pool_to_another(node: kvhive.EmbeddedNode) -> None:
     assert Pool(node, "other chunks").found(names[1:4]) == [False] * 3
 
 
+def test_what_is_wished_for_a_requests_chunks_is_done(node: kvhive.EmbeddedNode) -> None:
+    tier = Pool(node, "wished").tier
+    chunks = [(name, (at + 1) * TOKENS) for at, name in enumerate(hashes("m", 3))]
+
+    def come_to(expected: dict[str, int]) -> None:
+        until = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            with node.client() as client:
+                pins = {pin.name: pin.blocks for pin in client.pins() if pin.name.startswith("chunks")}
+            if pins == expected:
+                return
+            assert time.monotonic() < until, (pins, tier.trouble())
+
+    assert tier.wish("kvhive.pin", "1", f'{{"name": "chunks", "tokens": {2 * TOKENS + 1}}}', chunks)
+    come_to({"chunks.tier": 2})
+    assert tier.wish("kvhive.pin", "1", '{"name": "chunks", "seconds": 600}', chunks)
+    come_to({"chunks.tier": 3})
+    assert tier.wish("kvhive.session", "1", '{"over": true}', chunks)
+    assert tier.wish("kvhive.unpin", "1", '{"name": "chunks"}', [])
+    come_to({})
+    assert tier.trouble() is None
+    assert not tier.wish("nvidia.prefetch", "7", "{}", chunks), "it is somebody else's"
+    with pytest.raises(kvhive.MisuseError, match="kvhive.pin: missing field `name`"):
+        tier.wish("kvhive.pin", "1", "{}", chunks)
+
+
 def test_a_tier_without_a_cluster_misses_and_says_so() -> None:
     with kvhive.EmbeddedNode(memory=1 << 20, block_bytes=BLOCK) as node:
         pool = Pool(node, "gone", wait=0.2)
@@ -312,3 +341,18 @@ def test_rows_that_do_not_fit_are_refused(node: kvhive.EmbeddedNode) -> None:
     with pytest.raises(kvhive.BadBufferError, match="no whole number of blocks"):
         pool.tier.load(1, hashes("l", 1), [np.zeros(BLOCK - 1, np.uint8)])
     assert not pool.tier.is_busy()
+
+
+def test_the_command_that_follows_an_engine_names_its_blocks_as_it_stores_them() -> None:
+    where: dict[str, Any] = {"rank": 0, "tenant": "default", "events": "tcp://*:5557", "replay": None}
+    told = follow("vllm#0123", [(16, None), (16, 128)], [BLOCK, 2 * BLOCK], **where)
+    assert told is not None
+    words, blocks = told.removesuffix(")").split(" <(echo ")
+    named = "kvhive engines follow NAME --model 'vllm#0123/0' --block-tokens 16 --events tcp://HOST:5557"
+    assert words == f"{named} --blocks-file"
+    layout = {"layers": 1, "kv_heads": 1, "head_dim": BLOCK, "tokens": 16, "dtype": "u8", "order": "packed"}
+    assert json.loads(shlex.split(blocks)[0]) == {"layout": layout, "rank": 0, "named_by": "hashes"}
+    more = follow("vllm#0123", [(16, None)], [BLOCK], **{**where, "tenant": "acme", "replay": "tcp://*:5558"})
+    assert more is not None and "--replay tcp://HOST:5558 --tenant acme" in more
+    # Events of its first group name no whole prompts.
+    assert follow("vllm#0123", [(16, 128), (16, None)], [BLOCK, BLOCK], **where) is None

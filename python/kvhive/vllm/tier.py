@@ -17,6 +17,7 @@ from vllm.v1.kv_offload.tiering.base import JobResult, SecondaryTierManager
 
 from kvhive._native import EngineTier, engine_fingerprint
 from kvhive.errors import MisuseError
+from kvhive.vllm.hints import pass_on
 from kvhive.vllm.settings import Settings
 from kvhive.vllm.versions import line, refusal
 
@@ -95,6 +96,13 @@ class KvHiveTier(SecondaryTierManager):  # type: ignore[misc]
 
     def on_new_request(self, req_context: Any) -> RequestOffloadingContext:
         return RequestOffloadingContext()
+
+    def on_request_finished(self, req_context: Any) -> None:
+        if req_context.kv_hints is None:
+            return
+        # Every chunk of it, of all groups and also those that others have stored, with where it ends.
+        chunks = [(bytes(key), end) for key, end in req_context._offload_key_positions.items()]
+        pass_on(req_context.kv_hints, logger, lambda kind, version, payload: self._tier.wish(kind, version, payload, chunks))
 
     def on_schedule_end(self, context: Any) -> None:
         self._tier.ask()

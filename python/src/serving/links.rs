@@ -225,47 +225,53 @@ impl Links {
 
     /// Sees that something becomes of a request's blocks, so many of each group.
     pub(super) async fn wish(&self, names: &Names, groups: &[usize], wish: &Wish) {
-        let all = async {
+        self.in_time(async {
             let Some(spaces) = self.connect().await else { return };
             for (group, (space, blocks)) in spaces.iter().zip(groups).enumerate() {
                 let prefix = self.prefix(space, group, names, *blocks);
-                if let Err(why) = self.wish_of(space, group, &prefix, wish).await {
+                // Each worker has blocks of its own, and pins of its own.
+                let whose = format!("{}.{group}", self.place.rank);
+                if let Err(why) = wish_of(space, &whose, &prefix, wish).await {
                     self.note(why);
                 }
             }
-        };
-        if timeout(WISH_LIMIT, all).await.is_err() {
-            self.note(format!("what was wished for a request's blocks was not done within {WISH_LIMIT:?}"));
-        }
+        })
+        .await;
     }
 
-    async fn wish_of(
-        &self,
-        space: &NamespaceClient,
-        group: usize,
-        prefix: &Prefix,
-        wish: &Wish,
-    ) -> Result<(), Failure> {
-        // Each worker has blocks of its own, and pins of its own.
-        let named = |name: &str| format!("{name}.{}.{group}", self.place.rank);
-        match wish {
-            Wish::Pin { .. } | Wish::Session(_) if prefix.is_empty() => Ok(()),
-            Wish::Pin { name, seconds, .. } => {
-                let mode = pins::mode(seconds.map(f64::from))?;
-                let reason = Reason::new("wished for by kv_hints of a request");
-                Ok(space.pin(&named(name), prefix, mode, reason).await?)
-            }
-            Wish::Unpin { name } => Ok(space.unpin(&named(name)).await?),
-            Wish::Session(hint) => {
-                space.release(prefix, *hint).await?;
-                Ok(())
-            }
+    /// Does what was wished for, or notes that it took too long.
+    pub(super) async fn in_time(&self, all: impl Future<Output = ()>) {
+        if timeout(WISH_LIMIT, all).await.is_err() {
+            self.note(format!("what was wished for a request's blocks was not done within {WISH_LIMIT:?}"));
         }
     }
 
     /// Says what the blocks of this worker are called, for its log.
     pub(super) fn model(&self) -> &str {
         &self.place.model
+    }
+}
+
+/// Sees that something becomes of blocks, for which `whose` goes with a pin's name.
+pub(super) async fn wish_of(
+    space: &NamespaceClient,
+    whose: &str,
+    blocks: &Prefix,
+    wish: &Wish,
+) -> Result<(), Failure> {
+    let named = |name: &str| format!("{name}.{whose}");
+    match wish {
+        Wish::Pin { .. } | Wish::Session(_) if blocks.is_empty() => Ok(()),
+        Wish::Pin { name, seconds, .. } => {
+            let mode = pins::mode(seconds.map(f64::from))?;
+            let reason = Reason::new("wished for by kv_hints of a request");
+            Ok(space.pin(&named(name), blocks, mode, reason).await?)
+        }
+        Wish::Unpin { name } => Ok(space.unpin(&named(name)).await?),
+        Wish::Session(hint) => {
+            space.release(blocks, *hint).await?;
+            Ok(())
+        }
     }
 }
 

@@ -2,8 +2,9 @@
 //! come, or is not kept, is said of each block.
 
 use crate::reports::{frames, refused};
-use crate::serving::links::Links;
+use crate::serving::links::{Links, wish_of};
 use kvhive_client::{ClientError, FetchOutcome, MissReason, NamespaceClient, StoreOptions, StoreOutcome};
+use kvhive_engines::Wish;
 use kvhive_protocol::data::{MAX_KEYS_PER_MATCH, Refusal};
 use std::time::Duration;
 use tokio::time::timeout;
@@ -107,6 +108,17 @@ impl Links {
             put(&space, names, from, |why| self.note(why)).await.map_err(|why| self.note(why)).ok()
         };
         self.within(limit, all).await
+    }
+
+    /// Sees that something becomes of blocks, whose pins are a tier's.
+    pub(super) async fn wish_of_singles(&self, names: &[Vec<u8>], wish: &Wish) {
+        self.in_time(async {
+            let Some(space) = self.space().await else { return };
+            if let Err(why) = wish_of(space, "tier", &space.loose_of_engine_hashes(names), wish).await {
+                self.note(why);
+            }
+        })
+        .await;
     }
 
     async fn within(&self, limit: Duration, all: impl Future<Output = Option<Moved>>) -> Moved {

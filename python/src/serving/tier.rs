@@ -9,7 +9,7 @@ use crate::serving::links::{self, Links, Place, layouts};
 use crate::serving::singles::Moved;
 use crate::serving::{now, planner, store_limit};
 use crate::threads::Crew;
-use kvhive_engines::{Lookup, Lookups};
+use kvhive_engines::{Lookup, Lookups, Wish};
 use pyo3::prelude::*;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -191,6 +191,27 @@ impl EngineTier {
     /// Begins to fetch chunks, each into a row of memory.
     fn load(&self, job: u64, names: Vec<Vec<u8>>, rows: &Bound<'_, PyAny>) -> PyResult<()> {
         self.begin(job, names, rows, Use::Write)
+    }
+
+    /// Does what is wished for a request's chunks: each by its name, and where its last token is in the request. Returns false for what is somebody
+    /// else's to do.
+    fn wish(
+        &self,
+        py: Python<'_>,
+        kind: &str,
+        version: &str,
+        payload: &str,
+        chunks: Vec<(Vec<u8>, u64)>,
+    ) -> PyResult<bool> {
+        let wish = Wish::read(kind, version, payload).map_err(|why| Failure::misuse(why).raise(py))?;
+        let Some(wish) = wish else { return Ok(false) };
+        let most =
+            if let Wish::Pin { tokens: Some(tokens), .. } = wish { u64::from(tokens) } else { u64::MAX };
+        let names: Vec<Vec<u8>> =
+            chunks.into_iter().filter(|(_, end)| *end <= most).map(|(name, _)| name).collect();
+        let shared = self.shared.clone();
+        self.shared.crew.runtime().spawn(async move { shared.links.wish_of_singles(&names, &wish).await });
+        Ok(true)
     }
 
     /// Returns the jobs that are over.
