@@ -276,9 +276,10 @@ pub struct ForecastReport {
     pub ahead_s: u32,
     /// What is most likely.
     pub value_milli: u64,
-    /// Nine of ten times it is not less.
+    /// Nine of ten times it is not less. Above the upper bound while too little has come of what was foreseen for an interval; see
+    /// [`ForecastReport::bounds`].
     pub low_milli: u64,
-    /// Nor more; [`ForecastReport::UNBOUNDED`] while too little has come of what was foreseen for an interval.
+    /// Nor more.
     pub high_milli: u64,
     /// Mean error of such forecasts by that of the value a season before: below a million is better. 0 while there is nothing to compare with; see
     /// [`ForecastReport::mase`].
@@ -290,12 +291,20 @@ pub struct ForecastReport {
 }
 
 impl ForecastReport {
-    /// The upper bound where none is known.
-    pub const UNBOUNDED: u64 = u64::MAX;
+    /// The upper bound by which builds of before say that none is known.
+    const UNBOUNDED: u64 = u64::MAX;
 
-    /// Says whether its interval is known.
-    pub fn is_bounded(&self) -> bool {
-        self.high_milli != Self::UNBOUNDED
+    /// Returns how an interval is told that may not be known: then as one that nothing is in. Builds of before show both bounds, to two
+    /// digits as what is most likely.
+    pub fn told(value_milli: u64, bounds: Option<(u64, u64)>) -> (u64, u64) {
+        let high = value_milli.saturating_sub(1);
+        bounds.unwrap_or((high + 1, high))
+    }
+
+    /// Returns the interval, if it is known.
+    pub fn bounds(&self) -> Option<(u64, u64)> {
+        let is_known = self.low_milli <= self.high_milli && self.high_milli != Self::UNBOUNDED;
+        is_known.then_some((self.low_milli, self.high_milli))
     }
 
     /// What stands for a share of 0 that was found: a build of before shows as much, which is next to nothing.
@@ -363,6 +372,33 @@ mod tests {
         // As one of before tells it: it has compared, and no interval held.
         let before = ForecastReport { mase_ppm: 700_000, coverage_ppm: 0, ..told(None, None) };
         assert_eq!((before.mase(), before.coverage()), (Some(0.7), Some(0.0)));
+    }
+
+    #[test]
+    fn an_interval_that_nobody_knows_reads_back_as_none_and_shows_as_what_is_most_likely() {
+        let with = |(low_milli, high_milli): (u64, u64)| ForecastReport {
+            figure: "rate".to_owned(),
+            ahead_s: 300,
+            value_milli: 4_000,
+            low_milli,
+            high_milli,
+            mase_ppm: 0,
+            coverage_ppm: 0,
+            season_s: 0,
+        };
+        for value in [0, 1, 4_000, u64::MAX] {
+            let told = ForecastReport::told(value, None);
+            assert_eq!(with(told).bounds(), None, "{value}");
+            assert!(
+                told.0.abs_diff(value) <= 1 && told.1.abs_diff(value) <= 1,
+                "as one of before shows it: {told:?}"
+            );
+            for bounds in [(value, value), (0, value.min(u64::MAX - 1))] {
+                let one = with(ForecastReport::told(value, Some(bounds)));
+                assert_eq!(one.bounds(), Some(bounds).filter(|(_, high)| *high < u64::MAX), "{value}");
+            }
+        }
+        assert_eq!(with((0, u64::MAX)).bounds(), None, "as one of before says it");
     }
 
     #[test]

@@ -154,12 +154,14 @@ impl Scaler {
                 let score = self.predictor.score(figure, steps);
                 let is_measured = self.predictor.is_measured(figure);
                 let milli = |value: f64| (value * 1000.0).round() as u64;
+                let bounds = is_measured.then(|| (milli(forecast.low), milli(forecast.high)));
+                let (low_milli, high_milli) = ForecastReport::told(milli(forecast.value), bounds);
                 Some(ForecastReport {
                     figure: figure.name().to_owned(),
                     ahead_s: steps * OBSERVATION_SECONDS as u32,
                     value_milli: milli(forecast.value),
-                    low_milli: if is_measured { milli(forecast.low) } else { 0 },
-                    high_milli: if is_measured { milli(forecast.high) } else { ForecastReport::UNBOUNDED },
+                    low_milli,
+                    high_milli,
                     mase_ppm: ForecastReport::figure_of(score.is_compared.then(|| ppm(score.mase))),
                     coverage_ppm: ForecastReport::figure_of(score.is_known.then(|| ppm(score.coverage))),
                     season_s: self.predictor.season_seconds(figure) as u32,
@@ -313,12 +315,12 @@ mod tests {
         let two = learn(&mut scaler, 10..12);
         assert!(!two.is_empty());
         for one in &two {
-            assert!(!one.is_bounded(), "two stretches were seen: {one:?}");
+            assert_eq!(one.bounds(), None, "two stretches were seen: {one:?}");
             assert_eq!(one.coverage().is_some(), one.ahead_s == 300, "one forecast has come: {one:?}");
         }
         let more = learn(&mut scaler, 12..60);
         for one in more.iter().filter(|one| one.ahead_s <= 3600) {
-            assert!(one.is_bounded() && one.coverage().is_some(), "{one:?}");
+            assert!(one.bounds().is_some() && one.coverage().is_some(), "{one:?}");
             // As much is covered all the time: there is nothing to compare with.
             assert_eq!(one.mase().is_some(), one.figure != "reuse", "{one:?}");
             assert!((one.low_milli..=one.high_milli).contains(&one.value_milli), "{one:?}");

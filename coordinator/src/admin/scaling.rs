@@ -310,14 +310,14 @@ impl Scaling {
 impl Foreseen {
     fn of(forecast: ForecastReport) -> Foreseen {
         let milli = |value: u64| value as f64 / 1000.0;
-        let is_bounded = forecast.is_bounded();
+        let bounds = forecast.bounds();
         let (mase, coverage) = (forecast.mase(), forecast.coverage());
         Foreseen {
             figure: forecast.figure,
             ahead_s: forecast.ahead_s,
             value: milli(forecast.value_milli),
-            low: is_bounded.then(|| milli(forecast.low_milli)),
-            high: is_bounded.then(|| milli(forecast.high_milli)),
+            low: bounds.map(|(low, _)| milli(low)),
+            high: bounds.map(|(_, high)| milli(high)),
             mase,
             coverage,
             season_s: forecast.season_s,
