@@ -312,6 +312,16 @@ fn a_drain_is_an_operators_own_also_where_the_size_changes() {
     };
     assert_eq!(drain_events(&cluster, "drain-ended").len(), 0);
     assert_eq!(drains(&cluster), false);
+
+    // What a change of size finds empty it has not moved.
+    let before = cluster.json(&["drain", "node-3"]).expect("there is room");
+    assert!(before["slots"].as_u64() > Some(1000), "{before}");
+    let scaled = cluster.json(&["scale", "to", "2"]).expect("there is room");
+    assert_eq!(
+        (&scaled["ended"], &scaled["slots_moved"], &scaled["moved_blocks"]),
+        (&serde_json::json!(["node-3"]), &0.into(), &0.into()),
+        "{scaled}"
+    );
 }
 
 #[test]

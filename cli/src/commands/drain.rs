@@ -93,7 +93,7 @@ pub(crate) struct Emptied {
     /// What became of them, unless nobody has written it down.
     pub(crate) came_to: Option<CameTo>,
     /// It was empty before this was asked.
-    was_before: bool,
+    pub(crate) was_before: bool,
 }
 
 /// A node that went down before it was empty.
@@ -195,18 +195,18 @@ impl Drain {
             return self.print(emptied, seconds);
         }
         let Emptied { slots, blocks, came_to, was_before, .. } = *emptied;
+        if was_before {
+            let came_to =
+                came_to.map_or(String::new(), |came_to| format!(" (what that came to: {})", came_to.told()));
+            println!("{} was emptied before, and holds no slot{came_to}; it may be stopped", self.node);
+            return Ok(());
+        }
         if self.no_wait {
             println!(
                 "{} is being emptied of {}; `kvhive nodes` shows how many are left, `kvhive events` tells what it came to",
                 self.node,
                 report::counted(slots, "slot")
             );
-            return Ok(());
-        }
-        if was_before {
-            let came_to =
-                came_to.map_or(String::new(), |came_to| format!(" (what that came to: {})", came_to.told()));
-            println!("{} was emptied before, and holds no slot{came_to}; it may be stopped", self.node);
             return Ok(());
         }
         println!(
@@ -291,12 +291,13 @@ impl Drain {
         }
         let _: Value = admin.patch(&format!("/v1/members/{}", self.node), &patch)?;
         let (slots, blocks) = self.holds(&before);
-        let emptied = |left, came_to| Emptied { slots, left, blocks, came_to, was_before: false };
+        let was_before = slots == 0 && self.drains(&before);
+        let emptied = |left, came_to| Emptied { slots, left, blocks, came_to, was_before };
         if self.no_wait {
             return Ok(emptied(slots, None));
         }
-        if slots == 0 && self.drains(&before) {
-            return Ok(Emptied { was_before: true, ..emptied(0, CameTo::written(admin, &self.node)) });
+        if was_before {
+            return Ok(emptied(0, CameTo::written(admin, &self.node)));
         }
         let end = self.wait(admin, slots)?;
         // It may have gone down, and be forgotten by now.

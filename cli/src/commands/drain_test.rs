@@ -76,6 +76,27 @@ fn of_a_node_that_is_down_it_is_not_said_that_it_holds_nothing() {
 }
 
 #[test]
+fn of_a_node_that_was_empty_before_it_is_said_at_once() {
+    let (target, _folder) = coordinator(|_| {
+        let node = |name: &str| {
+            let drains = ["node-2", "node-3"].contains(&name);
+            json!({"name": name, "state": "up", "drains": drains})
+        };
+        let device = |node: &str, slots: u64| json!({"node": node, "slots": slots, "blocks": 9});
+        json!({
+            "nodes": [node("node-1"), node("node-2"), node("node-3"), node("node-4")],
+            "devices": [device("node-2", 0), device("node-3", 7)],
+        })
+        .to_string()
+    });
+    let admin = target.resolve().expect("it says which");
+    for (name, was_before) in [("node-1", false), ("node-2", true), ("node-3", false)] {
+        let begun = Drain::of(target.clone(), name).without_waiting().empty(&admin).expect("it need not end");
+        assert_eq!(begun.was_before, was_before, "{name}");
+    }
+}
+
+#[test]
 fn a_node_that_gets_no_emptier_is_given_up() {
     let (target, _folder) = coordinator(|_| {
         let node = |name: &str| json!({"name": name, "state": "up", "drains": name == "node-2"});

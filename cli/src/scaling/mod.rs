@@ -46,7 +46,7 @@ pub(crate) struct Scaled {
     pub(crate) undrained: Vec<String>,
     /// Who stays and is being emptied all the same, as an operator has asked for that.
     pub(crate) left_draining: Vec<String>,
-    /// Slots that went to others.
+    /// Slots that went to others by it: of one that was empty before, none.
     pub(crate) slots_moved: u64,
     /// What became of their blocks.
     #[serde(flatten)]
@@ -126,9 +126,13 @@ pub(crate) fn carry_out(
     let mut held = Vec::with_capacity(plan.leave.len());
     for name in &plan.leave {
         let emptied = drain(name).without_waiting().empty(admin)?;
-        held.push(emptied.slots);
+        held.push((emptied.slots, emptied.was_before));
     }
-    for (name, held) in plan.leave.iter().zip(held) {
+    for (name, (held, was_before)) in plan.leave.iter().zip(held) {
+        // What an earlier drain came to is not what this comes to.
+        if was_before {
+            continue;
+        }
         match drain(name).empty(admin)?.came_to {
             Some(of_one) => {
                 // One that has just come may have been given its slots after they were counted here.
