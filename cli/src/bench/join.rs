@@ -3,7 +3,7 @@
 
 use super::private::{Private, one_device};
 use super::stored::{BLOCK_BYTES, BLOCKS, Stored};
-use super::{Row, quantile};
+use super::{Bar, Row, quantile};
 use crate::commands;
 use crate::report::Latencies;
 use anyhow::{Result, bail};
@@ -21,6 +21,10 @@ const JOINS: &str = "node-3";
 const BEFORE: Duration = Duration::from_secs(5);
 /// How long each step may take.
 const LIMIT: Duration = Duration::from_secs(120);
+/// Of the 99th percentile before it comes.
+const TAIL: Bar = Bar::AtMost(2.0);
+/// Of the least that must move.
+const MOVED: Bar = Bar::AtMost(1.1);
 
 pub(super) fn run(runs: u32) -> Result<Vec<Row>> {
     let runtime = commands::runtime()?;
@@ -64,8 +68,8 @@ pub(super) fn run(runs: u32) -> Result<Vec<Row>> {
     let reads =
         Row::of_runs("fetch-while-joining-p99", "ms p99", &joining, &before, "the same before it comes");
     Ok(vec![
-        reads.with_calls(calls.quantile(0.5) as f64 / 1e6, quantile(&joining, 0.99)),
-        Row::of_runs("blocks-moved", "blocks", &moved, &least, "its share of all blocks"),
+        reads.with_calls(calls.quantile(0.5) as f64 / 1e6, quantile(&joining, 0.99)).with_bar(TAIL),
+        Row::of_runs("blocks-moved", "blocks", &moved, &least, "its share of all blocks").with_bar(MOVED),
     ])
 }
 

@@ -155,17 +155,21 @@ pub(crate) struct Row {
     p50: f64,
     p99: f64,
     runs: u32,
-    /// What the ratio is to be, where that was set.
+    /// What it is to be, where that was set.
     #[serde(skip_serializing_if = "Option::is_none")]
     bar: Option<Judged>,
 }
 
-/// What a ratio is to be.
+/// What a row is to come to.
 #[derive(Serialize, Clone, Copy, PartialEq, Debug)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Bar {
+    /// The ratio.
     AtLeast(f64),
+    /// The ratio.
     AtMost(f64),
+    /// Our figure, whatever the baseline's.
+    OursAtMost(f64),
 }
 
 /// A bar, and whether it is met.
@@ -177,11 +181,12 @@ struct Judged {
 }
 
 impl Bar {
-    /// Judges a ratio; where there is none, the bar is missed.
-    fn judge(self, ratio: f64) -> Judged {
+    /// Judges a ratio or our figure; where there is none, the bar is missed.
+    fn judge(self, ratio: f64, ours: f64) -> Judged {
         let met = match self {
             Bar::AtLeast(least) => ratio >= least,
             Bar::AtMost(most) => ratio <= most,
+            Bar::OursAtMost(most) => ours <= most,
         };
         Judged { bar: self, met }
     }
@@ -192,6 +197,7 @@ impl std::fmt::Display for Judged {
         let (word, bound) = match self.bar {
             Bar::AtLeast(least) => ("at least", least),
             Bar::AtMost(most) => ("at most", most),
+            Bar::OursAtMost(most) => ("ours at most", most),
         };
         write!(f, "{word} {bound:.2}: {}", if self.met { "met" } else { "missed" })
     }
@@ -222,9 +228,9 @@ impl Row {
         }
     }
 
-    /// Says what its ratio is to be.
+    /// Says what it is to come to.
     pub(crate) fn with_bar(self, bar: Bar) -> Row {
-        Row { bar: Some(bar.judge(self.ratio)), ..self }
+        Row { bar: Some(bar.judge(self.ratio, self.ours)), ..self }
     }
 
     /// Makes a row whose p50 and p99 are those of single calls rather than of runs.
@@ -368,6 +374,9 @@ mod tests {
         assert_eq!(row.ratio, 0.5);
         let json = serde_json::to_value(row.with_bar(Bar::AtMost(2.0))).expect("plain numbers");
         assert_eq!(json["bar"], serde_json::json!({"at_most": 2.0, "met": true}));
+        let row = Row::of_runs("leader-kill", "s", &[0.8], &[0.4], "a timeout");
+        let json = serde_json::to_value(row.with_bar(Bar::OursAtMost(0.7))).expect("plain numbers");
+        assert_eq!(json["bar"], serde_json::json!({"ours_at_most": 0.7, "met": false}));
     }
 
     #[test]
@@ -379,7 +388,9 @@ mod tests {
             (Bar::AtMost(2.0), 2.01, "at most 2.00: missed"),
             (Bar::AtMost(2.0), f64::NAN, "at most 2.00: missed"),
         ] {
-            assert_eq!(bar.judge(ratio).to_string(), says);
+            assert_eq!(bar.judge(ratio, 1.0).to_string(), says);
         }
+        assert_eq!(Bar::OursAtMost(1.0).judge(3.0, 1.0).to_string(), "ours at most 1.00: met");
+        assert_eq!(Bar::OursAtMost(1.0).judge(0.5, 1.01).to_string(), "ours at most 1.00: missed");
     }
 }
