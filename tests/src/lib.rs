@@ -228,6 +228,19 @@ impl Cluster {
         self.wait(Client::connect(self.client_config())).expect("a coordinator answers")
     }
 
+    /// Asks for a size at the admin API, as an operator does, and has nobody bring it about.
+    ///
+    /// # Panics
+    /// When it is not taken.
+    pub fn ask_for_size(&self, size: u32) {
+        let running = self.running();
+        let admin = running["admin_urls"][0].as_str().expect("an address").to_owned();
+        let asked = ureq::post(format!("{admin}/v1/scaling"))
+            .header("authorization", format!("Bearer {}", self.token()))
+            .send_json(serde_json::json!({"size": size}));
+        asked.expect("it is taken");
+    }
+
     /// Opens a namespace of blocks of this many bytes.
     pub fn blocks(&self, client: &Client, bytes: u32) -> NamespaceClient {
         client.namespace("default", "test", Layout::opaque(bytes, 16), 0).expect("the default tenant exists")
@@ -268,6 +281,21 @@ impl Drop for Cluster {
 pub struct Respawned(std::process::Child);
 
 impl Respawned {
+    /// Starts `kvhive scale follow` for a cluster, with further words and variables.
+    ///
+    /// # Panics
+    /// When the command is not built.
+    pub fn following(cluster: &Cluster, words: &[&str], variables: &[(&str, &str)]) -> Respawned {
+        let child = Command::new(kvhive())
+            .args(["scale", "follow", "--dir", cluster.dir()])
+            .args(words)
+            .envs(variables.iter().copied())
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn();
+        Respawned(child.expect("kvhive is there"))
+    }
+
     /// Ends it in order, as a service manager does, and waits until it has.
     ///
     /// # Panics

@@ -1,7 +1,24 @@
 //! A cluster of real processes on this machine that becomes larger and smaller again by `kvhive scale`, with its blocks kept.
 
-use kvhive_tests::{Cluster, run};
+use kvhive_tests::{Cluster, Respawned, run};
 use serde_json::Value;
+
+const OPTIONS: [&str; 14] = [
+    "--coordinators",
+    "1",
+    "--nodes",
+    "2",
+    "--devices",
+    "1",
+    "--device-memory",
+    "64MiB",
+    "--host-memory",
+    "0",
+    "--block-size",
+    "4KiB",
+    "--strategy",
+    "lru",
+];
 
 fn json(cluster: &Cluster, words: &[&str]) -> Value {
     cluster.json(words).expect("it is done")
@@ -31,23 +48,7 @@ fn replay(cluster: &Cluster) -> (u64, u64) {
 #[test]
 fn a_cluster_becomes_larger_and_smaller_with_its_blocks() {
     // The cluster file gives what a cluster begins with; a variable stands for its key.
-    let options = [
-        "--coordinators",
-        "1",
-        "--nodes",
-        "2",
-        "--devices",
-        "1",
-        "--device-memory",
-        "64MiB",
-        "--host-memory",
-        "0",
-        "--block-size",
-        "4KiB",
-        "--strategy",
-        "lru",
-    ];
-    let cluster = Cluster::start_with(&options, &[("KVHIVE_SCALING__CEILING", "6")]);
+    let cluster = Cluster::start_with(&OPTIONS, &[("KVHIVE_SCALING__CEILING", "6")]);
     assert_eq!(json(&cluster, &["scale", "status"])["policy"]["ceiling"], 6);
     replay(&cluster);
     let (all, blocks) = replay(&cluster);
@@ -110,4 +111,20 @@ fn a_cluster_becomes_larger_and_smaller_with_its_blocks() {
     let again = json(&cluster, &["scale", "to", "3"]);
     assert_eq!(again["started"], serde_json::json!(["node-3"]));
     assert_eq!(up(&cluster), ["node-1", "node-2", "node-3"]);
+}
+
+#[test]
+fn who_follows_has_the_supervisor_start_and_end_nodes_with_every_block_kept() {
+    let cluster = Cluster::start(&OPTIONS);
+    replay(&cluster);
+    let (all, blocks) = replay(&cluster);
+    assert_eq!(all, blocks, "everything is there the second time");
+    let _follower = Respawned::following(&cluster, &[], &[]);
+    for (size, nodes) in [(3, &["node-1", "node-2", "node-3"][..]), (2, &["node-1", "node-2"])] {
+        cluster.ask_for_size(size);
+        cluster.until("that many nodes", || (up(&cluster) == nodes).then_some(()));
+        let is_still = || (json(&cluster, &["status"])["slots"]["moving"] == 0).then_some(());
+        cluster.until("slots to settle", is_still);
+        assert_eq!(replay(&cluster), (blocks, blocks), "no block was lost on the way to {size}");
+    }
 }

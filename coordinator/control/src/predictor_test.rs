@@ -58,8 +58,8 @@ fn a_day_that_comes_back_is_foreseen() {
         assert!(score.mase > 0.0 && score.mase < 0.95, "{steps}: {score:?}");
         assert!((0.82..=0.97).contains(&score.coverage), "{steps}: {score:?}");
     }
-    let night = predictor.by_hour(Figure::Rate)[0].expect("known");
-    let noon = predictor.by_hour(Figure::Rate)[12].expect("known");
+    let rates = by_hour(predictor.observations(), Figure::Rate);
+    let (night, noon) = (rates[0].expect("known"), rates[12].expect("known"));
     assert!(noon > 3.0 * night, "{noon} {night}");
 }
 

@@ -5,6 +5,7 @@ use kvhive_consensus::{PeerId, WriteId};
 use kvhive_control::{EventPage, Registry};
 use kvhive_protocol::control::{ControlReply, CoordinatorStatus, Heartbeat, Proposal};
 use kvhive_protocol::raft::RaftRequest;
+use kvhive_protocol::scaling::Observation;
 use kvhive_protocol::{Epoch, Level, Reason};
 use kvhive_runtime::{Reply, Sender};
 use std::sync::Arc;
@@ -42,6 +43,8 @@ pub(crate) enum RaftMessage {
     Balance { reply: Reply<ControlReply> },
     /// Which slots are on their way to where they belong?
     Moves { reply: Reply<ControlReply> },
+    /// The load that the coordinators have agreed on, as far as this one has applied, oldest first.
+    Observations { reply: Reply<Vec<Observation>> },
     /// What have you counted?
     Figures { reply: Reply<Figures> },
 }

@@ -483,6 +483,9 @@ impl Actor for RaftActor {
             }
             RaftMessage::Balance { reply } => reply.send(self.balance()),
             RaftMessage::Moves { reply } => reply.send(self.moves()),
+            RaftMessage::Observations { reply } => {
+                reply.send(self.parts.registry.scaling().observations().copied().collect());
+            }
             RaftMessage::Figures { reply } => reply.send(self.counted()),
         }
     }

@@ -45,7 +45,7 @@ use utoipa_axum::routes;
 /// The largest request body, in bytes.
 pub(super) const MAX_BODY_BYTES: usize = 64 * 1024;
 /// The longest a read may take, the leader included.
-const READ_LIMIT: Duration = Duration::from_secs(5);
+pub(super) const READ_LIMIT: Duration = Duration::from_secs(5);
 /// The longest a change may take that waits for no lease.
 const CHANGE_LIMIT: Duration = Duration::from_secs(10);
 /// The longest that answers under way may hold up a shutdown.

@@ -4,13 +4,17 @@ use super::answers::{Consistency, Freshness, Trouble};
 use super::asked::AskedAs;
 use super::audit::Asker;
 use super::object::Object;
-use super::routes::{Admin, Answer, MAX_BODY_BYTES, Shared};
+use super::routes::{Admin, Answer, MAX_BODY_BYTES, READ_LIMIT, Shared};
+use crate::actors::mailbox::RaftMessage;
+use crate::control_plane::trouble;
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Query, State};
+use kvhive_control::predictor::{Figure, by_hour};
 use kvhive_protocol::control::Command;
 use kvhive_protocol::scaling::{
-    ForecastReport, MAX_SIZE, MAX_WAIT_S, ScalingChange, ScalingMode, ScalingPolicy, ScalingReport,
+    ForecastReport, MAX_SIZE, MAX_WAIT_S, Observation, ScalingChange, ScalingMode, ScalingPolicy,
+    ScalingReport,
 };
 use kvhive_protocol::{Change, Level, Reason};
 use kvhive_runtime::http::Problem;
@@ -101,6 +105,15 @@ pub(super) struct Foreseen {
     season_s: u32,
 }
 
+/// What a figure was on average in each hour of the day, over the days that are known: two weeks at most.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Hourly {
+    /// As of `forecast`.
+    figure: String,
+    /// 24 means, the first that of the hour from 0:00 UTC; none of an hour of which nothing is known.
+    means: Vec<Option<f64>>,
+}
+
 /// Everything about the cluster's size.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Scaling {
@@ -112,6 +125,8 @@ pub(super) struct Scaling {
     /// None before a leader has looked at load for one stretch of time.
     recommendation: Option<Recommended>,
     forecast: Vec<Foreseen>,
+    /// As far as the coordinator that is asked knows.
+    by_hour: Vec<Hourly>,
     /// Stretches of five minutes that forecasts are made from.
     observations: u32,
 }
@@ -234,7 +249,9 @@ async fn submit(
 }
 
 async fn show(admin: &Admin, freshness: Freshness) -> Answer<Scaling> {
-    Ok(Json(Scaling::of(admin.overview(freshness).await?.scaling)))
+    let report = admin.overview(freshness).await?.scaling;
+    let asked = admin.sources.raft.ask(READ_LIMIT, |reply| RaftMessage::Observations { reply });
+    Ok(Json(Scaling::of(report, &asked.await.map_err(trouble)?)))
 }
 
 impl PolicyPatch {
@@ -261,7 +278,7 @@ fn within<T: PartialOrd + Copy + Display>(name: &str, value: T, least: T, most: 
 }
 
 impl Scaling {
-    fn of(report: ScalingReport) -> Scaling {
+    fn of(report: ScalingReport, seen: &[Observation]) -> Scaling {
         let ScalingReport { policy, members, advice, forecasts, observations } = report;
         let share = |ppm: u32| f64::from(ppm) / 1e6;
         let recommended = advice.as_ref().map(|advice| advice.size);
@@ -302,8 +319,15 @@ impl Scaling {
                 queue_ms: advice.queue_us as f64 / 1000.0,
             }),
             forecast: forecasts.into_iter().map(Foreseen::of).collect(),
+            by_hour: Figure::ALL.map(|figure| Hourly::of(figure, seen)).into(),
             observations,
         }
+    }
+}
+
+impl Hourly {
+    fn of(figure: Figure, seen: &[Observation]) -> Hourly {
+        Hourly { figure: figure.name().to_owned(), means: by_hour(seen, figure).into() }
     }
 }
 
@@ -321,6 +345,74 @@ impl Foreseen {
             mase,
             coverage,
             season_s: forecast.season_s,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kvhive_protocol::scaling::{Advice, OBSERVATION_SECONDS};
+
+    fn target(mode: ScalingMode, manual: Option<u32>, recommended: Option<u32>) -> u32 {
+        let advice = |size| Advice {
+            size,
+            needed: size,
+            why: "capacity".to_owned(),
+            reason: "more would be covered".to_owned(),
+            hit_rate_half_ppm: 0,
+            hit_rate_ppm: 0,
+            hit_rate_double_ppm: 0,
+            hit_rate_expected_ppm: 0,
+            hit_rate_ceiling_ppm: 0,
+            growth_ppm: 0,
+            queue_us: 0,
+        };
+        let report = ScalingReport {
+            policy: ScalingPolicy { mode, manual, ..ScalingPolicy::default() },
+            members: 3,
+            advice: recommended.map(advice),
+            ..ScalingReport::default()
+        };
+        Scaling::of(report, &[]).target
+    }
+
+    #[test]
+    fn what_was_is_told_by_the_hour_of_the_day() {
+        // Two days of 300 keys a second in the hour from 5:00, half of them covered, and nothing known of other hours.
+        let seen: Vec<Observation> = [5, 29]
+            .into_iter()
+            .map(|hour| Observation {
+                bucket: hour * 3600 / OBSERVATION_SECONDS,
+                asked: 300 * OBSERVATION_SECONDS,
+                covered: 150 * OBSERVATION_SECONDS,
+                new_bytes: 0,
+            })
+            .collect();
+        let told = Scaling::of(ScalingReport::default(), &seen).by_hour;
+        let figures: Vec<&str> = told.iter().map(|one| one.figure.as_str()).collect();
+        assert_eq!(figures, ["rate", "growth", "reuse"]);
+        for (one, mean) in told.iter().zip([300.0, 0.0, 0.5]) {
+            assert_eq!((one.means.len(), one.means[5]), (24, Some(mean)), "{}", one.figure);
+            assert_eq!(one.means.iter().flatten().count(), 1, "{}", one.figure);
+        }
+    }
+
+    #[test]
+    fn what_is_recommended_is_the_target_of_those_who_follow_while_the_mode_is_act_alone() {
+        use ScalingMode::{Act, Advise, Off};
+        for (mode, manual, recommended, expected) in [
+            (Off, None, Some(5), 3),
+            (Advise, None, Some(5), 3),
+            (Act, None, Some(5), 5),
+            (Act, None, Some(2), 2),
+            // Nobody has looked at load yet: it stays as it is.
+            (Act, None, None, 3),
+            // What an operator asked for goes first, whatever the mode.
+            (Act, Some(4), Some(5), 4),
+            (Off, Some(4), Some(5), 4),
+        ] {
+            assert_eq!(target(mode, manual, recommended), expected, "{mode:?} {manual:?} {recommended:?}");
         }
     }
 }

@@ -4,9 +4,8 @@
 mod fake;
 
 use fake::Fake;
-use kvhive_tests::{Cluster, kvhive, run_with};
+use kvhive_tests::{Cluster, Respawned, run_with};
 use serde_json::{Value, json};
-use std::process::{Child, Command, Stdio};
 
 const OPTIONS: [&str; 14] = [
     "--coordinators",
@@ -172,43 +171,17 @@ fn a_size_that_somebody_else_set_meanwhile_stays_and_the_command_goes_on_from_th
     assert_eq!(scene.nodes(), (words(&["node-1", "node-2"]), Vec::new()));
 }
 
-/// `kvhive scale follow` of a scene; killed when dropped.
-struct Follower(Child);
-
-impl Follower {
-    fn of(scene: &Scene) -> Follower {
-        let child = Command::new(kvhive())
-            .args(["scale", "follow", "--kubernetes", "caches/node", "--dir", scene.cluster.dir()])
-            .env("KUBECONFIG", scene.kubernetes.kubeconfig())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn();
-        Follower(child.expect("kvhive is there"))
-    }
-}
-
-impl Drop for Follower {
-    fn drop(&mut self) {
-        // Fails only when it has ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 #[test]
 fn who_follows_gives_the_set_the_size_that_is_asked_for() {
     let scene = Scene::of_two_pods();
-    let _follower = Follower::of(&scene);
-    let ask = |size: u32| {
-        let running = scene.cluster.running();
-        let admin = running["admin_urls"][0].as_str().expect("an address").to_owned();
-        let asked = ureq::post(format!("{admin}/v1/scaling"))
-            .header("authorization", format!("Bearer {}", scene.cluster.token()))
-            .send_json(json!({"size": size}));
-        asked.expect("it is taken");
-    };
+    let kubeconfig = scene.kubernetes.kubeconfig();
+    let _follower = Respawned::following(
+        &scene.cluster,
+        &["--kubernetes", "caches/node"],
+        &[("KUBECONFIG", &kubeconfig)],
+    );
     for (size, nodes) in [(3, &["node-1", "node-2", "node-3"][..]), (1, &["node-1"])] {
-        ask(size);
+        scene.cluster.ask_for_size(size);
         scene.cluster.until("that many nodes", || (scene.nodes().0 == nodes).then_some(()));
         assert_eq!(scene.kubernetes.known().replicas, size);
     }

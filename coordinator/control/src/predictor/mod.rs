@@ -69,6 +69,22 @@ impl Figure {
     }
 }
 
+/// Returns the mean of a figure for each hour of the day (UTC), none for hours of which nothing is known.
+pub fn by_hour<'a>(
+    observations: impl IntoIterator<Item = &'a Observation>,
+    figure: Figure,
+) -> [Option<f64>; 24] {
+    let mut sums = [(0.0, 0_u32); 24];
+    for observation in observations {
+        if let Some(value) = figure.of(observation) {
+            let hour = (observation.bucket * OBSERVATION_SECONDS / 3600 % 24) as usize;
+            sums[hour].0 += value;
+            sums[hour].1 += 1;
+        }
+    }
+    sums.map(|(sum, count)| (count > 0).then(|| sum / f64::from(count)))
+}
+
 /// What is expected at one time.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
 pub struct Forecast {
@@ -201,19 +217,6 @@ impl Predictor {
     /// Returns after how many seconds a figure is taken to come back, 0 if it is not.
     pub fn season_seconds(&self, figure: Figure) -> u64 {
         self.followed(figure).series.season() as u64 * OBSERVATION_SECONDS
-    }
-
-    /// Returns the mean of a figure for each hour of the day (UTC), none for hours of which nothing is known.
-    pub fn by_hour(&self, figure: Figure) -> [Option<f64>; 24] {
-        let mut sums = [(0.0, 0_u32); 24];
-        for observation in self.history.iter().flatten() {
-            if let Some(value) = figure.of(observation) {
-                let hour = (observation.bucket * OBSERVATION_SECONDS / 3600 % 24) as usize;
-                sums[hour].0 += value;
-                sums[hour].1 += 1;
-            }
-        }
-        sums.map(|(sum, count)| (count > 0).then(|| sum / f64::from(count)))
     }
 
     /// Returns what it has seen and remembers.
