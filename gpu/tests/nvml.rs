@@ -12,7 +12,7 @@ const XID: i32 = 8;
 const ECC: i32 = 2;
 
 #[test]
-fn links_between_gpus_are_told() {
+fn links_between_gpus_are_told_and_how_busy_each_is() {
     let (fake, nowhere) = (Fake::new(), Nvml::load(Path::new("/nowhere/libnvidia-ml.so.1")).err());
     assert!(matches!(nowhere, Some(NvmlError::NoLibrary { .. })), "{nowhere:?}");
     let other = Nvml::load(fake.path()).err().expect("that is another library");
@@ -26,6 +26,8 @@ fn links_between_gpus_are_told() {
     assert_eq!(nvml.between(GPUS[1], GPUS[0]), Ok((false, Topology::Switch)));
     let unknown = nvml.between("0000:03:00.0", GPUS[0]).expect_err("there is no such GPU");
     assert_eq!(unknown.to_string(), "nvmlDeviceGetHandleByPciBusId_v2: Not Found (6)");
+    made.set("fake_busy", 62);
+    assert_eq!(GPUS.map(|gpu| nvml.busy_percent(gpu)), [Ok(0), Ok(62)]);
     drop(nvml);
     assert_eq!(made.ask("fake_live"), 0);
 }
@@ -38,6 +40,7 @@ fn whichever_call_fails_is_named_and_nothing_is_left() {
         "nvmlDeviceGetHandleByPciBusId_v2",
         "nvmlDeviceGetP2PStatus",
         "nvmlDeviceGetTopologyCommonAncestor",
+        "nvmlDeviceGetUtilizationRates",
         "nvmlEventSetCreate",
         "nvmlDeviceRegisterEvents",
     ];
@@ -50,6 +53,7 @@ fn whichever_call_fails_is_named_and_nothing_is_left() {
                 let nvml = made.nvml()?;
                 nvml.driver_version()?;
                 nvml.between(GPUS[0], GPUS[1])?;
+                nvml.busy_percent(GPUS[0])?;
                 Watch::start(&nvml, GPUS[0], |_| ()).map(|_| ())
             };
             let Err(error) = everything() else {
@@ -149,6 +153,7 @@ fn what_befalls_a_real_gpu_would_be_heard() {
             // As some hypervisors have it.
             Err(error) => println!("{}: cannot be watched: {error}", gpu.info()),
         }
+        println!("GPU {} is busy by {:?} %", gpu.info().ordinal, nvml.busy_percent(&gpu.info().pci));
         for other in gpus.iter().filter(|other| other.info().ordinal > gpu.info().ordinal) {
             let between = nvml.between(&gpu.info().pci, &other.info().pci).expect("both are there");
             println!("GPU {} to {}: {between:?}", gpu.info().ordinal, other.info().ordinal);

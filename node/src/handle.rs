@@ -6,11 +6,13 @@ use crate::data::DataPlane;
 #[cfg(test)]
 use crate::disk::Store;
 use crate::latency::Latencies;
+use crate::memory;
 #[cfg(test)]
 use crate::memory::Memory;
 use crate::persist::{self, Extent, Holdings, Loaded, PersistError, PersistProgress, Saved};
 use crate::stats::{self, NodeStats, StrategyFigures};
 use crate::view::View;
+use kvhive_gpu::cuda::CudaDevice;
 use kvhive_protocol::handshake::Role;
 use kvhive_protocol::{LayoutFingerprint, MemberId, WireError};
 use kvhive_runtime::Runtime;
@@ -31,6 +33,7 @@ pub struct NodeHandle {
     pub(crate) metrics_address: SocketAddr,
     pub(crate) redis_address: Option<SocketAddr>,
     pub(crate) pinned_bytes: u64,
+    pub(crate) gpus: Vec<Arc<CudaDevice>>,
     pub(crate) view: Arc<View>,
     pub(crate) ending: Arc<Ending>,
     #[cfg(test)]
@@ -119,6 +122,7 @@ impl NodeHandle {
     pub fn stats(&self) -> NodeStats {
         NodeStats {
             pinned_bytes: self.pinned_bytes,
+            gpu_utilization: memory::busy(&self.gpus),
             ..self.wait_for(stats::gather(&self.devices, &self.plane))
         }
     }

@@ -54,5 +54,5 @@ pub use share::ShareMemory;
 pub use start::start;
 pub use stats::{
     CodecFigures, CollectedFor, Collections, Evictions, NodeStats, Prefetches, Shrinks, StrategyFigures,
-    TierUse,
+    TierUse, TransportUse,
 };

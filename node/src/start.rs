@@ -283,6 +283,7 @@ pub(crate) fn start_within(
         metrics_address,
         redis_address,
         pinned_bytes,
+        gpus: memories.iter().filter_map(Memory::gpu).collect(),
         view,
         ending,
         #[cfg(test)]

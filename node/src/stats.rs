@@ -7,6 +7,8 @@ use crate::data::DataPlane;
 use crate::latency::{Latencies, LatencySummary};
 use kvhive_cache::{Reason, ShardStats, TierStats};
 use kvhive_protocol::block::Codec;
+use kvhive_protocol::links::TransportKind;
+use kvhive_protocol::pairs::PairsReport;
 use kvhive_protocol::strategy::StrategyReport;
 use serde::Serialize;
 use std::sync::atomic::Ordering;
@@ -123,6 +125,19 @@ pub struct Shrinks {
     pub dropped: u64,
 }
 
+/// What has gone from the node's devices to others by one way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+pub struct TransportUse {
+    /// Which.
+    pub transport: TransportKind,
+    /// Batches that got there.
+    pub batches: u64,
+    /// Batches that did not, and went another way or not at all.
+    pub failures: u64,
+    /// Bytes of those that did.
+    pub bytes: u64,
+}
+
 /// A node's figures since it started; a device whose actor panicked counts from its new beginning.
 #[derive(Clone, PartialEq, Debug, Default, Serialize)]
 pub struct NodeStats {
@@ -156,6 +171,9 @@ pub struct NodeStats {
     pub pinned_bytes: u64,
     /// Used bytes of the device tiers, from 0 to 1.
     pub device_utilization: f64,
+    /// Share of the last moment in which its GPUs did something, whoever had them do it, from 0 to 1: the mean of those of which NVML tells it. None
+    /// where it tells it of none.
+    pub gpu_utilization: Option<f64>,
     /// Blocks that left, by reason.
     pub evictions: Evictions,
     /// Blocks moved down a tier.
@@ -176,6 +194,10 @@ pub struct NodeStats {
     pub shrinks: Shrinks,
     /// Blocks decoded for askers who want them raw.
     pub decoded_for_askers: u64,
+    /// What has gone to other devices, by each way.
+    pub transports: Vec<TransportUse>,
+    /// What its GPUs do with NCCL, those that have it.
+    pub nccl: Vec<PairsReport>,
 }
 
 fn share(part: u64, whole: u64) -> f64 {
@@ -261,6 +283,8 @@ pub(crate) async fn gather(devices: &[Device], plane: &DataPlane) -> NodeStats {
     stats.hit_rate = share(stats.hits, stats.hits + stats.misses);
     stats.codecs = codec_figures(&uses);
     stats.decoded_for_askers = counters.decoded_blocks.load(Ordering::Relaxed);
+    stats.transports = plane.replicator.links.used();
+    stats.nccl = plane.replicator.links.pairs();
     stats.device_utilization = share(stats.device.used_bytes, stats.device.capacity_bytes);
     stats
 }

@@ -93,6 +93,14 @@ pub enum Topology {
     System,
 }
 
+/// `nvmlUtilization_t`, in percent.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Utilization {
+    gpu: c_uint,
+    _memory: c_uint,
+}
+
 /// What befell a GPU.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Trouble {
@@ -156,6 +164,7 @@ table! {
     nvmlDeviceGetHandleByPciBusId_v2: fn(*const c_char, *mut Handle) -> c_int;
     nvmlDeviceGetP2PStatus: fn(Handle, Handle, c_int, *mut c_int) -> c_int;
     nvmlDeviceGetTopologyCommonAncestor: fn(Handle, Handle, *mut c_int) -> c_int;
+    nvmlDeviceGetUtilizationRates: fn(Handle, *mut Utilization) -> c_int;
     nvmlEventSetCreate: fn(*mut Handle) -> c_int;
     nvmlEventSetFree: fn(Handle) -> c_int;
     nvmlDeviceRegisterEvents: fn(Handle, c_ulonglong, Handle) -> c_int;
@@ -244,6 +253,19 @@ impl Nvml {
             _ => Topology::System,
         };
         Ok((status == 0, topology))
+    }
+
+    /// Returns in how much of the last moment, in percent, the GPU at an address of the PCI bus ran a kernel, whosever that was. How long that
+    /// moment is, is the driver's: up to a second.
+    ///
+    /// # Errors
+    /// When it does not know the GPU, or does not say this of it, as where it is parted (MIG).
+    pub fn busy_percent(&self, pci: &str) -> Result<u32, NvmlError> {
+        let device = self.device(pci)?;
+        let mut told = Utilization::default();
+        // SAFETY: the handle is the library's own; the function writes two numbers.
+        unsafe { call!(self, nvmlDeviceGetUtilizationRates(device, &raw mut told)) }?;
+        Ok(told.gpu.min(100))
     }
 
     fn device(&self, pci: &str) -> Result<Handle, NvmlError> {

@@ -12,7 +12,7 @@ typedef struct { int devices; unsigned long long kinds; } Set;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t befallen = PTHREAD_COND_INITIALIZER;
-static int initialized, sets, linked = 1, level = 30, gone;
+static int initialized, sets, linked = 1, level = 30, gone, busy;
 static Event pending;
 static char failing[64];
 static int failing_at, failing_code;
@@ -30,6 +30,8 @@ int fake_pending(void) { pthread_mutex_lock(&lock); int is = pending.device != N
 void fake_gone(int is) { pthread_mutex_lock(&lock); gone = is; pthread_cond_broadcast(&befallen); pthread_mutex_unlock(&lock); }
 void fake_linked(int is) { linked = is; }
 void fake_level(int is) { level = is; }
+/* Sets how busy the second GPU is, in percent; the first does nothing. */
+void fake_busy(int is) { busy = is; }
 /* Has the `nth` call of `name` from now on return `code`. */
 void fake_fail(const char *name, int nth, int code) {
     pthread_mutex_lock(&lock);
@@ -66,6 +68,12 @@ int nvmlDeviceGetP2PStatus(void *one, void *other, int index, int *out) {
     return OK;
 }
 int nvmlDeviceGetTopologyCommonAncestor(void *one, void *other, int *out) { BEGIN; if (!one || !other) return INVALID_ARGUMENT; *out = level; return OK; }
+int nvmlDeviceGetUtilizationRates(void *device, unsigned out[2]) {
+    BEGIN;
+    out[0] = (uintptr_t)device == 2 ? (unsigned)busy : 0;
+    out[1] = 7;
+    return device ? OK : INVALID_ARGUMENT;
+}
 int nvmlEventSetCreate(void **out) { BEGIN; sets++; *out = calloc(1, sizeof(Set)); return OK; }
 int nvmlEventSetFree(void *set) { BEGIN; sets--; free(set); return OK; }
 int nvmlDeviceRegisterEvents(void *device, unsigned long long kinds, void *set) {
