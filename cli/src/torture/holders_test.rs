@@ -111,11 +111,18 @@ impl Cluster {
         self.map().replicas(SLOT).0.iter().map(|device| device.member).collect()
     }
 
-    /// A slot that none of these has.
-    pub(in crate::torture) fn slot_without(&self, nodes: &[MemberId]) -> Slot {
+    /// Has a slot be given to the two that do not have it, in the steps that moves take.
+    pub(in crate::torture) fn give_away(&mut self, slot: Slot) {
         let map = self.map();
-        let has = |slot: &Slot| map.replicas(*slot).0.iter().any(|device| nodes.contains(&device.member));
-        Slot::all().find(|slot| !has(slot)).expect("two others have some")
+        let have = map.replicas(slot).0.clone();
+        let is_other = |id: &&MemberId| have.iter().all(|device| device.member != **id);
+        let others: Vec<DeviceId> =
+            map.members.keys().filter(is_other).map(|id| DeviceId::new(*id, 0)).collect();
+        let all = [have, others.clone()].concat();
+        let lacks = Filling { devices: others.clone(), streams: true };
+        self.place(vec![Placing { slot, set: all.clone(), filling: lacks }]);
+        self.place(vec![Placing { slot, set: all, filling: Filling::default() }]);
+        self.place(vec![Placing { slot, set: others, filling: Filling::default() }]);
     }
 
     /// One that does not have it.
@@ -352,7 +359,7 @@ impl Truth {
 fn a_loss_is_told_where_somebody_stayed_and_only_there() {
     for misses_nothing in [true, false] {
         let (mut ended, mut stood) = (0, 0);
-        for seed in 0..60 {
+        for seed in 0..12 {
             let mut random = Random::new(seed);
             let cluster = Cluster::begin();
             let mut truth = Truth {
@@ -372,6 +379,6 @@ fn a_loss_is_told_where_somebody_stayed_and_only_there() {
             ended += truth.ended;
             stood += truth.stood;
         }
-        assert!(ended > 50 && stood > 500, "{ended} were ended, {stood} times one stood");
+        assert!(ended > 10 && stood > 100, "{ended} were ended, {stood} times one stood");
     }
 }

@@ -148,7 +148,8 @@ mod tests {
     fn promises_end_and_are_counted_where_everybody_has_left_and_stand_elsewhere() {
         let mut cluster = Cluster::begin();
         let (first, second) = (cluster.set()[0], cluster.set()[1]);
-        let stays = cluster.slot_without(&[first, second]);
+        let stays = Slot(8);
+        cluster.give_away(stays);
         let homes = BTreeMap::from([((0, 0), SLOT), ((0, 1), stays)]);
         let shared = Shared::new(1, 1);
         shared.know(1, 2, Holders::of(&cluster.map(), &BTreeSet::from([SLOT, stays])));
