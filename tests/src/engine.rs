@@ -175,7 +175,7 @@ while True:
     if asker in ready:
         _, topic, number, payload = asker.recv_multipart()
         if number == (-1).to_bytes(8, "big", signed=True): print(json.dumps(["end", 0, None]), flush=True)
-        elif topic.decode() != sys.argv[3]: sys.exit(f"a replay of {topic!r}")
+        elif not topic.decode().startswith(sys.argv[3]): sys.exit(f"a replay of {topic!r}")
         else: say("replay", int.from_bytes(number, "big"), payload)
     if sys.stdin.fileno() in ready:
         line = sys.stdin.buffer.raw.readline()
