@@ -295,7 +295,7 @@ impl ForecastReport {
     const UNBOUNDED: u64 = u64::MAX;
 
     /// Returns how an interval is told that may not be known: then as one that nothing is in. Builds of before show both bounds, to two
-    /// digits as what is most likely.
+    /// digits as what is most likely: as if that were exact.
     pub fn told(value_milli: u64, bounds: Option<(u64, u64)>) -> (u64, u64) {
         let high = value_milli.saturating_sub(1);
         bounds.unwrap_or((high + 1, high))
