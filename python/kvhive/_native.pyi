@@ -10,6 +10,8 @@ _Path = str | os.PathLike[str]
 __version__: str
 
 def interpreter_ends() -> None: ...
+def serve_gpu_worker() -> None:
+    """Makes the calls of NCCL for the node that has started this process, and returns when that has ended."""
 
 @final
 class Layout:
@@ -421,6 +423,13 @@ def engine_stops(pages: int, pools: Sequence[tuple[int | None, Sequence[bool]]])
 
 def engine_fingerprint(engine: str, facts: Sequence[tuple[str, str]]) -> str: ...
 
+class _Nccl(TypedDict):
+    program: _Path
+    arguments: Sequence[str]
+    environment: Sequence[tuple[str, str]]
+    after_bytes: int
+    guest_bytes: int
+
 class _Setup(TypedDict):
     name: str
     passing: bool
@@ -430,6 +439,7 @@ class _Setup(TypedDict):
     disk_folder: _Path | None
     devices: int
     gpu: int | None
+    nccl: _Nccl | None
     block_bytes: Sequence[int]
     block_shares: Sequence[int] | None
     pin_memory: bool

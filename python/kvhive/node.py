@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack
 
-from kvhive import addresses
+from kvhive import addresses, worker
 from kvhive._native import Node
 from kvhive.access import Options, StrPath, Tls, secret, whole
 from kvhive.aio import AsyncClient
@@ -41,8 +41,12 @@ class EmbeddedNode:
 
     Sizes are in bytes, times in seconds. `memory`, `host_memory` (a tier over it) and `disk` (one under it, in `disk_folder`) are
     each device's; with `gpu` the `memory` is that GPU's of this process (as CUDA numbers them), of several devices the first's, and
-    the next ones' the GPUs' after it. `block_bytes` is the largest block, or several sizes, growing, among which the memory is parted equally, or as
-    `block_shares` say. `mode` turns the knobs that are not named here. With `pin_memory` none of it is swapped out, where the
+    the next ones' the GPUs' after it. These GPUs give blocks to other nodes' GPUs by NCCL where both have it, and
+    the cluster does not speak TLS: NCCL encrypts nothing. `nccl="unencrypted"` has them do so in any case, `"off"` never; once
+    `nccl_after` bytes went to another within a minute, and with `nccl_guest_memory` of each GPU taken beside `memory`. NCCL is called
+    by a process of its own for each GPU, this interpreter anew (`sys.executable`) with nothing imported but kvhive's native module;
+    the library is the one that `KVHIVE_NCCL` names, else what torch or another package has brought, else the system's. `block_bytes`
+    is the largest block, or several sizes, growing, among which the memory is parted equally, or as `block_shares` say. `mode` turns the knobs that are not named here. With `pin_memory` none of it is swapped out, where the
     process may lock so much (`stats()["pinned_bytes"]`). `restore` is a backup of a node's that was alone (`/v1/backup` of its
     `admin_address`): tenants and keys mean what they meant, and a snapshot of then can be loaded.
     """
@@ -55,6 +59,9 @@ class EmbeddedNode:
         block_shares: Sequence[int] | None = None,
         devices: int = 1,
         gpu: int | None = None,
+        nccl: worker.Use = "auto",
+        nccl_after: int = 64 << 20,
+        nccl_guest_memory: int = 32 << 20,
         host_memory: int = 0,
         disk: int = 0,
         disk_folder: StrPath | None = None,
@@ -100,6 +107,12 @@ class EmbeddedNode:
                 "disk_folder": disk_folder,
                 "devices": _whole("devices", devices, 1, _MOST),
                 "gpu": None if gpu is None else _whole("gpu", gpu, 0, _MOST),
+                "nccl": worker.setup(
+                    "off" if gpu is None and worker.is_on(nccl, False) else nccl,
+                    tls is not None,
+                    _whole("nccl_after", nccl_after, 1, _MOST_BYTES),
+                    _whole("nccl_guest_memory", nccl_guest_memory, 0, _MOST_BYTES),
+                ),
                 "block_bytes": _all("block_bytes", [block_bytes] if isinstance(block_bytes, int) else block_bytes, _MOST_BYTES),
                 "block_shares": None if block_shares is None else _all("block_shares", block_shares, _MOST),
                 "pin_memory": pin_memory,

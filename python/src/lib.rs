@@ -18,6 +18,7 @@ mod reports;
 mod serving;
 mod threads;
 mod transfers;
+mod worker;
 
 use pyo3::prelude::*;
 
@@ -47,6 +48,9 @@ mod _native {
         EngineCourier, EngineObjects, EnginePages, EnginePlanner, EngineTier, engine_fingerprint,
         engine_stops,
     };
+
+    #[pymodule_export]
+    use crate::worker::serve_gpu_worker;
 
     /// The version of the package.
     #[pymodule_export]

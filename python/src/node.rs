@@ -2,10 +2,12 @@
 
 use crate::connection::{codec, seconds, strategy, tls};
 use crate::errors::{Failure, Kind};
+use crate::worker::Nccl;
 use kvhive_config::{DiskAdmission, Mode};
 use kvhive_coordinator::Alone;
 use kvhive_node::{
-    ClassConfig, DeviceConfig, DeviceMemory, NodeConfig, NodeError, NodeHandle, PersistConfig, Tuning,
+    ClassConfig, DeviceConfig, DeviceMemory, NcclConfig, NodeConfig, NodeError, NodeHandle, PersistConfig,
+    Tuning,
 };
 use pyo3::prelude::*;
 use std::collections::BTreeMap;
@@ -54,6 +56,7 @@ struct Setup {
     disk_folder: Option<PathBuf>,
     devices: usize,
     gpu: Option<u32>,
+    nccl: Option<Nccl>,
     block_bytes: Vec<u64>,
     block_shares: Option<Vec<u32>>,
     pin_memory: bool,
@@ -133,6 +136,7 @@ impl Setup {
             },
             disk_folder: self.disk_folder,
             persist: self.persist_folder.map(|folder| PersistConfig { folder, every: persist_every }),
+            nccl: self.nccl.map(NcclConfig::from),
             tls: tls(self.tls, host)?,
             ..NodeConfig::embedded(self.name, device, cluster.coordinators.clone(), cluster.token.clone())
         })

@@ -104,7 +104,6 @@ def test_an_engine_joins_with_the_certificates_that_are_said(folder: Path) -> No
         cluster_address=",".join(running["coordinators"]),
         token_file=folder / "token",
         admin_address=running["admin_urls"][0].removeprefix("https://"),
-        distributed_backend="tcp",
         use_compression=False,
         tls=member(folder),
     )

@@ -1,5 +1,6 @@
-"""Memory of a GPU, of tensors that speak DLPack: with a driver that the test makes, and with torch where there is a real GPU."""
+"""Memory of a GPU, of tensors that speak DLPack and of nodes: with a driver that the test makes, and with torch where there is a real GPU."""
 
+import json
 import os
 import pathlib
 import subprocess
@@ -7,6 +8,7 @@ import sys
 
 import kvhive
 import pytest
+from fleet import KVHIVE, command
 
 FAKE = pathlib.Path(__file__).parents[2] / "gpu" / "tests" / "fake"
 
@@ -195,21 +197,132 @@ print("passed")
 '''
 
 
-def run(script: str, **environment: str) -> str:
+# Run where NCCL and NVML are such as well: two nodes of one cluster, each with a GPU of its own.
+WITH_NCCL = '''
+import ctypes
+import itertools
+import pathlib
+import sys
+import time
+
+import kvhive
+import numpy as np
+from kvhive.engine import KVCacheConfig, MultiGPULoadBalancer, UltraAdaptiveKVCacheEngine
+
+cluster = pathlib.Path(sys.argv[1])
+coordinators, admin = sys.argv[2].split(","), sys.argv[3]
+token = (cluster / "token").read_text()
+LAYOUT = kvhive.Layout(layers=2, kv_heads=2, head_dim=16, tokens=16, dtype="float16")
+SIZE = LAYOUT.block_bytes
+
+
+def gone(node, way):
+    return next(used["bytes"] for used in node.stats()["transports"] if used["transport"] == way)
+
+
+joins = {"memory": 4 << 20, "block_bytes": SIZE, "coordinators": coordinators, "token": token}
+joins |= {"nccl_after": 1, "nccl_guest_memory": 1 << 20}
+with kvhive.EmbeddedNode(gpu=0, **joins) as one, kvhive.EmbeddedNode(gpu=1, **joins) as other, one.client() as client:
+    blocks = client.namespace("pairs", LAYOUT)
+    end = time.monotonic() + 100
+    for user in itertools.count():
+        computed = np.random.default_rng(user).integers(0, 256, (4, SIZE), dtype=np.uint8)
+        prompt = blocks.keys([user] * 64)
+        # Each block has a copy at another node.
+        client.store_from(prompt, computed, ack="all")
+        if gone(one, "nccl") + gone(other, "nccl") > 0:
+            break
+        assert time.monotonic() < end, [node.stats()[said] for node in (one, other) for said in ("transports", "nccl")]
+        time.sleep(0.01)
+    for node in (one, other):
+        [gpu] = node.stats()["nccl"]
+        [pair] = gpu["pairs"]
+        assert pair["state"] in ("ready", "busy"), gpu
+    fetched = np.zeros_like(computed)
+    assert client.fetch_into(prompt, fetched).delivered == 4 and (fetched == computed).all()
+    with kvhive.EmbeddedNode(gpu=0, nccl="off", **joins) as without:
+        assert without.stats()["nccl"] == []
+
+ctypes.CDLL("libnvidia-ml.so.1").fake_busy(62)
+shape = {"num_heads": 2, "head_dim": 16, "num_layers": 2, "block_size": 16, "max_tokens": 512, "max_memory_mb": 16}
+member = {"enable_distributed": True, "cluster_address": ",".join(coordinators), "token_file": cluster / "token", "admin_address": admin}
+for backend, has_nccl in (("nccl", True), ("tcp", False)):
+    with UltraAdaptiveKVCacheEngine(KVCacheConfig(gpu=1, distributed_backend=backend, use_compression=False, **shape, **member)) as engine:
+        assert len(engine.get_stats()["node"]["nccl"]) == has_nccl
+        end = time.monotonic() + 30
+        # It is asked a few times a second.
+        while (stats := engine.get_stats())["gpu_utilization_of"] != "gpu":
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        assert (stats["gpu_utilization"], stats["gpu_utilization_of"]) == (0.62, "gpu")
+        assert stats["memory_utilization"] == stats["node"]["device_utilization"] < 0.62
+        kinds = {device["node"]: device["kind"] for device in MultiGPULoadBalancer(engine).get_gpu_stats()}
+        assert kinds[engine.backing.node.name] == "cuda"
+print("passed")
+'''
+
+
+def run(script: str, *words: str, **environment: str) -> str:
+    # Not this machine's own NCCL.
+    usual = {name: value for name, value in os.environ.items() if name != "KVHIVE_NCCL"}
     ended = subprocess.run(
-        [sys.executable, "-c", script], env=os.environ | environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", script, *words], env=usual | environment, capture_output=True, text=True, timeout=240
     )
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
 
 
-def test_blocks_of_a_gpu_pass_through_the_host(tmp_path: pathlib.Path) -> None:
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A folder with a driver, an NVML and an NCCL that are made for tests."""
     if not FAKE.exists():
         pytest.skip("the package is tested without its repository")
-    sources = ["-x", "c", str(FAKE / "cuda.c"), "-x", "c++", str(FAKE / "kernels.cpp")]
-    subprocess.run(["c++", "-shared", "-fPIC", "-pthread", "-o", str(tmp_path / "libcuda.so.1"), *sources], check=True)
-    paths = os.environ.get("LD_LIBRARY_PATH", "")
-    assert run(WITH_A_FAKE, LD_LIBRARY_PATH=f"{tmp_path}:{paths}") == "passed\n"
+    folder = tmp_path_factory.mktemp("driver")
+    sources = {
+        "libcuda.so.1": ["-x", "c", str(FAKE / "cuda.c"), "-x", "c++", str(FAKE / "kernels.cpp")],
+        "libnvidia-ml.so.1": ["-x", "c", str(FAKE / "nvml.c")],
+        "libnccl.so.2": ["-x", "c", str(FAKE.parents[1] / "nccl-rs" / "tests" / "fake" / "nccl.c")],
+    }
+    for name, listed in sources.items():
+        # Threads of their own end some time: neither is unloaded.
+        made = ["c++", "-shared", "-fPIC", "-pthread", f"-Wl,-soname,{name}", "-Wl,-z,nodelete", "-o", str(folder / name)]
+        subprocess.run([*made, *listed], check=True)
+    return folder
+
+
+def paths(driver: pathlib.Path) -> str:
+    return f"{driver}:{os.environ.get('LD_LIBRARY_PATH', '')}"
+
+
+def test_blocks_of_a_gpu_pass_through_the_host(driver: pathlib.Path) -> None:
+    assert run(WITH_A_FAKE, LD_LIBRARY_PATH=paths(driver)) == "passed\n"
+
+
+@pytest.mark.skipif(KVHIVE is None, reason="KVHIVE_BIN does not say where the command is")
+@pytest.mark.parametrize("named", [True, False])
+def test_blocks_go_from_gpu_to_gpu_by_nccl_where_that_is_wanted(driver: pathlib.Path, tmp_path: pathlib.Path, named: bool) -> None:
+    cluster = tmp_path / "cluster"
+    shape = ["--coordinators", "1", "--nodes", "2", "--devices", "1", "--replicas", "2", "--host-memory", "0B", "--block-size", "4KiB"]
+    command(cluster, "up", "--detach", *shape, "--device-memory", "4MiB")
+    try:
+        running = json.loads((cluster / "running.json").read_text())
+        environment = {"LD_LIBRARY_PATH": paths(driver)}
+        if named:
+            environment["KVHIVE_NCCL"] = str(driver / "libnccl.so.2")
+        else:
+            # As a package brings it: no loader looks there.
+            packages = tmp_path / "packages"
+            (packages / "nvidia" / "nccl" / "lib").mkdir(parents=True)
+            (packages / "nvidia" / "nccl" / "lib" / "libnccl.so.2").symlink_to(driver / "libnccl.so.2")
+            only = tmp_path / "driver"
+            only.mkdir()
+            for name in ("libcuda.so.1", "libnvidia-ml.so.1"):
+                (only / name).symlink_to(driver / name)
+            environment = {"LD_LIBRARY_PATH": paths(only), "PYTHONPATH": f"{packages}:{os.environ.get('PYTHONPATH', '')}"}
+        admin = running["admin_urls"][0].removeprefix("http://")
+        assert run(WITH_NCCL, str(cluster), ",".join(running["coordinators"]), admin, **environment) == "passed\n"
+    finally:
+        command(cluster, "down")
 
 
 def test_without_a_driver_a_gpus_memory_is_refused(client: kvhive.Client, blocks: kvhive.Namespace) -> None:

@@ -45,6 +45,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "tls": None,
         "listen_address": None,
         "advertise_address": None,
+        "gpu": None,
     }
 
 
@@ -85,12 +86,13 @@ def test_names_are_the_documented_ones() -> None:
         ("prefetch_size", 0, "a whole number from 1 to 4096"),
         ("enable_profiling", 2, "True or False"),
         ("enable_distributed", True, "the coordinators' host:port"),
-        ("distributed_backend", "gloo", "'nccl', 'tcp'"),
+        ("distributed_backend", "gloo", "'nccl', 'nccl-unencrypted', 'tcp'"),
         ("multi_tenant", 2, "True or False"),
         ("tenant_isolation", 2, "True or False"),
         ("num_layers", True, "a whole number from 1 to 4096"),
         ("token_file", 3, "a path or None"),
         ("tls", "yes", "a kvhive.Tls or None"),
+        ("gpu", -1, "a whole number from 0 to 1023"),
     ],
 )
 def test_a_bad_value_is_named_with_what_is_allowed(name: str, value: Any, allowed: str) -> None:

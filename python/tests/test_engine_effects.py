@@ -192,7 +192,7 @@ def test_memory_is_freed_down_to_the_threshold_that_is_said() -> None:
             engine.flush()
 
             def share(engine: UltraAdaptiveKVCacheEngine = engine) -> float:
-                return float(engine.get_stats()["gpu_utilization"])
+                return float(engine.get_stats()["memory_utilization"])
 
             until(lambda: share() <= threshold)
             filled[threshold] = share()
@@ -254,7 +254,7 @@ def test_an_answer_waits_for_stores_only_where_that_is_said(waits: bool, tmp_pat
             coordinators, token = json.loads(process.stdout.readline())
             (tmp_path / "token").write_text(token)
             member: dict[str, Any] = {"enable_distributed": True, "cluster_address": ",".join(coordinators), "token_file": tmp_path / "token"}
-            config = small_engine(non_blocking=not waits, use_compression=False, distributed_backend="tcp", **member)
+            config = small_engine(non_blocking=not waits, use_compression=False, **member)
             with UltraAdaptiveKVCacheEngine(config, model=Stopping(config, process.pid)) as engine:
                 # Some of so many blocks are the other's, which does not take them.
                 ask(engine, STORY * 5, max_new_tokens=1)

@@ -103,9 +103,10 @@ def test_stats_count_requests_tokens_and_milliseconds() -> None:
         stats = engine.get_stats()
     assert (stats["total_requests"], stats["cache_hits"], stats["cache_misses"], stats["hit_rate"]) == (4, 3, 1, 0.75)
     assert 0 < stats["p50_latency"] <= stats["p95_latency"] <= stats["p99_latency"] and stats["avg_latency"] > 0
-    assert stats["memory_usage"] > 0 and 0 < stats["gpu_utilization"] <= 1
+    assert stats["memory_usage"] > 0 and 0 < stats["gpu_utilization"] == stats["memory_utilization"] <= 1
+    assert stats["gpu_utilization_of"] == "memory", "no block lies in a GPU"
     assert stats["cached_tokens"] == 3 * 80 and stats["prompt_tokens"] == 4 * len(STORY)
-    assert stats["compression_ratio"] < 1 and stats["cache_failures"] == 0 and stats["transport"] == "tcp"
+    assert stats["compression_ratio"] < 1 and stats["cache_failures"] == 0 and stats["transport"] == "none"
 
 
 def test_a_batch_computes_each_shared_prefix_once() -> None:

@@ -7,11 +7,12 @@ import subprocess
 import sys
 import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import kvhive
 import numpy as np
 import pytest
+from kvhive import worker
 from conftest import LAYOUT
 
 SIZE = LAYOUT.block_bytes
@@ -87,6 +88,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"devices": 0}, "devices 0: allowed is a whole number from 1"),
     ({"memory": -1}, "memory -1: allowed is a whole number from 1"),
     ({"gpu": -1}, "gpu -1: allowed is a whole number from 0"),
+    ({"nccl": True}, "nccl True: allowed is 'auto', 'off', 'unencrypted'"),
+    ({"nccl_after": 0}, "nccl_after 0: allowed is a whole number from 1"),
+    ({"nccl_guest_memory": -1}, "nccl_guest_memory -1: allowed is a whole number from 0"),
     ({"block_bytes": [4096, -1]}, "block_bytes -1: allowed is a whole number from 0"),
     ({"strategy": "best"}, 'strategy "best": allowed is'),
     ({"gc_threshold": 2.0}, "gc_threshold 2: allowed is 0.001 to 1"),
@@ -181,3 +185,11 @@ for _ in range(50):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, env=environment)
     assert (done.returncode, done.stderr) == (0, "")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_nccl_which_encrypts_nothing_is_on_under_tls_only_where_that_is_said() -> None:
+    said = {(use, tls): worker.is_on(use, tls) for use in get_args(worker.Use) for tls in (False, True)}
+    assert {one for one, is_on in said.items() if is_on} == {("auto", False), ("unencrypted", False), ("unencrypted", True)}
+    assert worker.setup("auto", True, 1, 0) is None
+    told = worker.setup("unencrypted", True, 1, 0)
+    assert told is not None and (told["after_bytes"], told["guest_bytes"]) == (1, 0)

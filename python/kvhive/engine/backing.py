@@ -15,6 +15,7 @@ from kvhive import Client, ClosedError, EmbeddedNode, KvHiveError, Layout, Misus
 from kvhive._native import Connection
 from kvhive.access import StrPath
 from kvhive.codec import stored_bytes
+from kvhive.worker import Use
 
 from . import admin
 from .config import CacheStrategy, KVCacheConfig
@@ -25,6 +26,8 @@ _DEFAULT_TENANT = "default"
 #: How long a node that is taken away may take to give its blocks to others, and how often that is looked at, in seconds.
 _LEAVE_LIMIT = 60.0
 _LOOKS_EVERY = 0.05
+#: What backends are to a node.
+_USES: dict[str, Use] = {"nccl": "auto", "nccl-unencrypted": "unencrypted", "tcp": "off"}
 #: Where a node counts blocks of a snapshot that it has, or that another node or one with more memory would have.
 _OF_USE = ("blocks", "already", "elsewhere", "no_room")
 
@@ -55,8 +58,6 @@ class Backing:
         rounds = config.strategy is CacheStrategy.QUANTIZED and not config.use_quantization
         self.strategy = CacheStrategy.COMPRESSED.value if rounds else config.strategy.value
         self.prefetch_blocks = config.prefetch_size if config.enable_prefetch else 0
-        if config.enable_distributed and config.distributed_backend == "nccl":
-            warnings.warn("no device here moves blocks by NCCL: they come over TCP", RuntimeWarning, stacklevel=4)
         #: Nodes that were added to the first one.
         self._more: list[EmbeddedNode] = []
         self.node = self._start(None)
@@ -102,6 +103,9 @@ class Backing:
         memory, below = self._tiers()
         return EmbeddedNode(
             memory=memory,
+            gpu=config.gpu,
+            # Those of one engine that is alone are all on one GPU.
+            nccl=_USES[config.distributed_backend] if config.enable_distributed else "off",
             host_memory=below,
             block_bytes=list(self._frames),
             block_shares=list(self._frames.values()),

@@ -15,7 +15,7 @@ from kvhive.access import Tls
 from kvhive.client import Codec
 
 _DTYPES = ("float16", "bfloat16", "float32")
-_BACKENDS = ("nccl", "tcp")
+_BACKENDS = ("nccl", "nccl-unencrypted", "tcp")
 _BITS = (4, 8, 16)
 
 
@@ -98,7 +98,8 @@ class KVCacheConfig:
     enable_profiling: bool = False
     #: Whether the cache is a running cluster's instead of this process's own.
     enable_distributed: bool = False
-    #: How blocks come from other hosts: "nccl" where both ends can, else TCP; or "tcp".
+    #: How blocks go to other nodes of the cluster: "nccl" from GPU to GPU where both ends can and the cluster does not speak TLS, which NCCL
+    #: does not; "nccl-unencrypted" also where it does; and else, or with "tcp" always, through the host's memory.
     distributed_backend: str = "nccl"
     #: Whether requests name a tenant, each with keys of its own.
     multi_tenant: bool = False
@@ -120,6 +121,8 @@ class KVCacheConfig:
     listen_address: str | None = None
     #: How others reach it, where that is another ``host:port``.
     advertise_address: str | None = None
+    #: The GPU whose memory blocks lie in, as CUDA numbers them in this process. None is the host's.
+    gpu: int | None = None
 
     def __post_init__(self) -> None:
         self.validate()
@@ -140,6 +143,8 @@ class KVCacheConfig:
             self._check_whole(name, 1, most)
         if self.max_memory_mb is not None:
             self._check_whole("max_memory_mb", 1, 1 << 24)
+        if self.gpu is not None:
+            self._check_whole("gpu", 0, 1023)
         self._check_number("compression_ratio", 0.001, 1.0)
         self._check_number("gc_threshold", 0.001, 1.0)
         for field in fields(self):

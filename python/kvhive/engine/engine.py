@@ -136,9 +136,13 @@ class UltraAdaptiveKVCacheEngine:
         """Returns what the engine has done and holds.
 
         ``total_requests``, ``cache_hits`` and ``cache_misses`` (requests of which some block was found, and none), ``hit_rate`` of these;
-        ``avg_latency`` and percentiles of the last 4096, in milliseconds; ``memory_usage`` in bytes; ``gpu_utilization``, the filled
-        share of the upper tier, which is memory of this process, whether the host has a GPU or not. Besides: ``token_hit_rate`` and the tokens that it is of, ``compression_ratio``, ``strategy``, ``pinned_bytes``,
-        ``transport`` (how blocks come), ``cache_failures``, and all figures of the node, ``node``.
+        ``avg_latency`` and percentiles of the last 4096, in milliseconds; ``memory_usage`` in bytes; ``memory_utilization``, the filled
+        share of the upper tier; ``gpu_utilization``, the share of the last moment in which the GPU that blocks lie in did something, whoever
+        had it do it, as NVML tells it, and where they lie in none or NVML does not tell, ``memory_utilization``: ``gpu_utilization_of`` says
+        which, ``gpu`` or ``memory``. Besides: ``token_hit_rate`` and the tokens that it is of, ``compression_ratio``, ``strategy``,
+        ``pinned_bytes``, ``transport`` (by which way most bytes have gone to other devices: ``in-process``, ``shared-memory``, ``nccl`` or
+        ``tcp``; ``none`` until some have), ``cache_failures``, and all figures of the node, ``node``.
+
         """
         return figures(self._native.stats(), self._backing.stats(), self._backing.strategy)
 

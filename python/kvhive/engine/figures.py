@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 from .backing import memory_used
 from .counts import share
@@ -21,6 +21,8 @@ class Figures(TypedDict):
     p99_latency: float
     memory_usage: int
     gpu_utilization: float
+    gpu_utilization_of: Literal["gpu", "memory"]
+    memory_utilization: float
     prompt_tokens: int
     cached_tokens: int
     computed_tokens: int
@@ -38,6 +40,8 @@ class Figures(TypedDict):
 
 def figures(engine: dict[str, float], node: dict[str, Any], strategy: str) -> Figures:
     """Returns what an engine counts together with what its node says of itself."""
+    filled = float(node["device_utilization"])
+    busy: float | None = node["gpu_utilization"]
     requests, hits = int(engine["requests"]), int(engine["hits"])
     prompt_tokens, cached_tokens = int(engine["prompt_tokens"]), int(engine["cached_tokens"])
     stored = sum(one["stored_bytes"] for one in node["codecs"])
@@ -52,7 +56,9 @@ def figures(engine: dict[str, float], node: dict[str, Any], strategy: str) -> Fi
         "p95_latency": engine["p95"],
         "p99_latency": engine["p99"],
         "memory_usage": memory_used(node),
-        "gpu_utilization": float(node["device_utilization"]),
+        "gpu_utilization": filled if busy is None else busy,
+        "gpu_utilization_of": "memory" if busy is None else "gpu",
+        "memory_utilization": filled,
         "prompt_tokens": prompt_tokens,
         "cached_tokens": cached_tokens,
         "computed_tokens": prompt_tokens - cached_tokens,
@@ -61,8 +67,14 @@ def figures(engine: dict[str, float], node: dict[str, Any], strategy: str) -> Fi
         "compression_ratio": stored / raw if raw else 1.0,
         "strategy": strategy,
         "pinned_bytes": node["pinned_bytes"],
-        "transport": "tcp",
+        "transport": _transport(node),
         "cache_failures": int(engine["cache_failures"]),
         "is_resting": bool(engine["is_resting"]),
         "node": node,
     }
+
+
+def _transport(node: dict[str, Any]) -> str:
+    """Returns by which way most bytes have gone to other devices; none where none have."""
+    ways = [way for way in node["transports"] if way["bytes"]]
+    return str(max(ways, key=lambda way: int(way["bytes"]))["transport"]) if ways else "none"
