@@ -1,16 +1,21 @@
 """An engine that is one member of a cluster: what it shares, and what it leaves to the others."""
 
+import json
 import socket
+import threading
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any, ClassVar
 
 import kvhive
 import pytest
 from conftest import STORY, ask, small_engine
 
-from kvhive.engine import AutoScaler, BaseKVCache, KVCacheConfig, MultiGPULoadBalancer, UltraAdaptiveKVCacheEngine
+from kvhive.engine import AutoScaler, BaseKVCache, KVCacheConfig, MultiGPULoadBalancer, UltraAdaptiveKVCacheEngine, WorkloadPredictor
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +29,6 @@ def member(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KVCacheConfig]:
             cluster_address=",".join(cluster.coordinators),
             token_file=token,
             admin_address=cluster.admin_address,
-            distributed_backend="tcp",
             use_compression=False,
         )
 
@@ -61,11 +65,13 @@ def test_blocks_that_the_clusters_frames_do_not_hold_are_warned_of(member: KVCac
         pass
 
 
-def test_who_asks_for_nccl_is_told_that_blocks_come_over_tcp(member: KVCacheConfig) -> None:
-    with pytest.warns(RuntimeWarning, match="TCP"):
+def test_whose_blocks_lie_in_no_gpu_does_without_nccl_and_is_not_warned(member: KVCacheConfig) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         engine = UltraAdaptiveKVCacheEngine(replace(member, distributed_backend="nccl"))
     with engine:
-        assert engine.get_stats()["transport"] == "tcp"
+        stats = engine.get_stats()
+        assert stats["node"]["nccl"] == [] and stats["transport"] != "nccl"
 
 
 def test_what_is_everybodys_is_cleared_only_where_that_is_said(member: KVCacheConfig) -> None:
@@ -89,6 +95,52 @@ def test_a_cluster_grows_by_whoever_follows_what_an_engine_asks_for(member: KVCa
         assert scaler.scale_down() == asked - 1
         # Nothing grows here: nobody follows.
         assert scaler.get_recommended_scaling()["current"] == members
+
+
+class Admin(BaseHTTPRequestHandler):
+    """An admin API that says always the same."""
+
+    says: ClassVar[dict[str, Any]] = {}
+
+    def do_GET(self) -> None:
+        content = json.dumps(self.says).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def test_what_a_cluster_foresees_is_told_by_a_predictor_of_its_engine(member: KVCacheConfig) -> None:
+    with UltraAdaptiveKVCacheEngine(member) as engine:
+        predictor = WorkloadPredictor(engine)
+        # Nothing is known before five minutes have passed.
+        assert predictor.predict_next_workload() == predictor.predict_next_workload(12) == {}
+        learns: list[Callable[[], bool]] = [lambda: predictor.update_pattern(1, 1, 1), lambda: predictor.observe(engine)]
+        for learn in learns:
+            with pytest.raises(kvhive.MisuseError, match="the forecast is the cluster's, which learns by itself"):
+                learn()
+        says = engine.backing.ask("GET", "/v1/scaling")
+    # As a coordinator's answer is documented (GET /v1/openapi.json, Foreseen).
+    none = {"low": None, "high": None, "mase": None, "coverage": None}
+    rate = {"figure": "rate", "ahead_s": 300, "value": 12.5, "low": 10.0, "high": 14.0, "mase": 0.5, "coverage": 0.9, "season_s": 86400}
+    says["forecast"] = [rate, {"figure": "reuse", "ahead_s": 300, "value": 0.25, "season_s": 0, **none}, {**rate, "ahead_s": 3600}]
+    says["forecast"].append({**rate, "ahead_s": 86400})
+    Admin.says = says
+    with ThreadingHTTPServer(("127.0.0.1", 0), Admin) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            with UltraAdaptiveKVCacheEngine(replace(member, admin_address=f"127.0.0.1:{server.server_port}")) as engine:
+                predictor = WorkloadPredictor(engine)
+                known = {"value": 12.5, "low": 10.0, "high": 14.0, "mase": 0.5, "coverage": 0.9, "season_seconds": 86400.0}
+                assert predictor.predict_next_workload() == {"rate": known, "reuse": {"value": 0.25, "season_seconds": 0.0}}
+                assert predictor.predict_next_workload(12) == predictor.predict_next_workload(288) == {"rate": known}
+                with pytest.raises(ValueError, match="steps is 2: the cluster foresees 1, 12, 288"):
+                    predictor.predict_next_workload(2)
+        finally:
+            server.shutdown()
 
 
 def test_in_a_cluster_better_settings_are_advised_and_taken_only_where_that_is_said(member: KVCacheConfig) -> None:

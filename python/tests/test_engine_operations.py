@@ -109,7 +109,7 @@ def test_what_is_no_engine_or_no_configuration_is_refused() -> None:
     for take in takers:
         with pytest.raises(kvhive.WrongTypeError, match=r"config is \{'num_heads': 2\}: a KVCacheConfig or None is allowed"):
             take({"num_heads": 2})
-    made: list[Any] = [AutoScaler, MultiGPULoadBalancer, CachePrefetcher, WorkloadPredictor().observe]
+    made: list[Any] = [AutoScaler, MultiGPULoadBalancer, CachePrefetcher, WorkloadPredictor, WorkloadPredictor().observe]
     for take in made:
         with pytest.raises(kvhive.WrongTypeError, match="engine is 5: an UltraAdaptiveKVCacheEngine is allowed"):
             take(5)

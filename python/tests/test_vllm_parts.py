@@ -2,8 +2,10 @@
 
 import json
 import shlex
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +160,44 @@ def test_a_block_that_no_frame_holds_is_told_of(node: kvhive.EmbeddedNode) -> No
         "a block of 2097152 bytes is not stored: no frame is large enough for it: the largest frames have 1048576 bytes (kvhive up --block-size)"
     )
     assert dict(worker.courier.figures())["blocks_lost"] == 1
+
+
+def test_a_full_cluster_takes_no_block_and_says_so() -> None:
+    layout = kvhive.Layout.opaque(BLOCK, TOKENS)
+    with (
+        kvhive.EmbeddedNode(memory=8 * BLOCK, block_bytes=BLOCK, mode="bulk") as node,
+        node.client(hold=20.0) as client,
+        ExitStack() as ends,
+    ):
+        held = client.namespace("held", layout).keys(range(8 * TOKENS))
+        assert client.store_from(held, bytes(8 * BLOCK)).acknowledged == 8
+        is_over = threading.Event()
+
+        def hold() -> None:
+            # Of none of its frames a block may leave.
+            while not is_over.wait(1):
+                client.match(held)
+
+        assert client.match(held).covered == 8
+        ends.callback(threading.Thread.join, holds := threading.Thread(target=hold))
+        ends.callback(is_over.set)
+        holds.start()
+        worker, planner = Worker(node.coordinators, node.token, "full"), planner_of()
+        names = hashes("k", 3)
+        assert matched(planner, worker, "r", 3 * TOKENS + 1, names) == 0
+        planner.allocated("r", [[1, 2, 3, 4]], 0)
+        planner.scheduled("r", [[1, 2, 3, 4]], True, 3 * TOKENS + 1, names)
+        worker.step(planner, {1: 10, 2: 20, 3: 30})
+        assert worker.courier.flush(PATIENCE_SECONDS)
+        worker.step(planner)
+        planner.finished("r")
+        figures = dict(worker.courier.figures())
+        assert (figures["blocks_saved"], figures["blocks_lost"]) == (0, 3)
+        assert "every frame of its size is in use or held" in str(worker.courier.trouble())
+        # Whoever needs them computes them, and what was there stays.
+        other = Worker(node.coordinators, node.token, "full")
+        assert matched(planner_of(), other, "s", 3 * TOKENS + 1, names) == 0
+        assert client.match(held).covered == 8
 
 
 def test_memory_that_cannot_be_had_is_a_miss(node: kvhive.EmbeddedNode, worker: Worker) -> None:
