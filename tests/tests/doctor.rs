@@ -3,7 +3,7 @@
 
 use kvhive_tests::files::{file, list, text, word};
 use kvhive_tests::{Cluster, kvhive};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -151,4 +151,50 @@ fn a_port_that_engines_cannot_use_fails_and_so_does_all_that_is_down() {
     // A folder that is named is one by which a cluster is to run.
     let told = Told::by(&["--dir", &nowhere]);
     assert_eq!((told.is_well, told.cluster()), (false, vec![("cluster", "fails")]));
+}
+
+#[test]
+fn an_engines_blocks_are_compared_with_the_clusters_frames_and_with_another_hosts() {
+    let cluster = Cluster::start(&["--coordinators", "1", "--nodes", "1", "--device-memory", "4MiB"]);
+    let folder = tempfile::tempdir().expect("a folder");
+    let blocks_file = |tokens: u32| {
+        let said = json!({
+            "layout": {
+                "layers": 4, "kv_heads": 2, "head_dim": 64, "tokens": tokens, "dtype": "f16", "order": "layers-first",
+            },
+            "named_by": "hashes",
+        });
+        let file = folder.path().join(format!("blocks-{tokens}.json"));
+        fs::write(&file, said.to_string()).expect("room");
+        file.display().to_string()
+    };
+    let (fits, large) = (blocks_file(32), blocks_file(64));
+    let told = |words: &[&str]| Told::by(&[&["--dir", cluster.dir()][..], words].concat());
+    let known = told(&["--blocks-file", &fits]);
+    let (state, found) = known.of("layout");
+    assert!(
+        known.is_well && state == "holds" && found.contains("64.0 KiB a block; the largest frames"),
+        "{found}"
+    );
+    let words = found.strip_prefix("fingerprint ").and_then(|rest| rest.split_once(','));
+    let own = words.expect("it says it first").0.to_owned();
+
+    // As another host's operator has it: what this one has printed.
+    let same = told(&["--blocks-file", &fits, "--fingerprint", &own]);
+    assert_eq!((same.is_well, same.of("fingerprint")), (true, ("holds", &*format!("{own}, as it is to be"))));
+    let other = told(&["--blocks-file", &large, "--fingerprint", &own]);
+    assert!(!other.is_well && other.of("fingerprint").0 == "fails", "{:#}", other.report);
+    assert!(other.of("fingerprint").1.ends_with(&format!(", and it is to be {own}")), "{:#}", other.report);
+    let (state, found) = other.of("layout");
+    assert!(state == "fails" && found.contains("128.0 KiB a block"), "{found}");
+    assert_eq!(other.report["failed"], 2, "{:#}", other.report);
+
+    let output = |words: &[&str]| {
+        let output = Command::new(kvhive()).arg("doctor").args(words).output().expect("it runs");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let refused = output(&["--blocks-file", &fits, "--fingerprint", "vllm#1"]);
+    assert!(refused.contains("a fingerprint has 32 hexadecimal digits"), "{refused}");
+    let refused = output(&["--fingerprint", &own]);
+    assert!(refused.contains("--blocks-file"), "{refused}");
 }

@@ -19,7 +19,7 @@ use finding::{Finding, State};
 use gpus::Gpus;
 use kvhive_client::FrameRoom;
 use kvhive_config::Bytes;
-use kvhive_protocol::Layout;
+use kvhive_protocol::{Layout, LayoutFingerprint};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -51,6 +51,9 @@ pub(crate) struct Doctor {
     /// File that says how an engine's blocks are named: prints their layout's fingerprint and size, and whether the cluster's frames hold them
     #[arg(long, value_name = "FILE")]
     blocks_file: Option<PathBuf>,
+    /// What the fingerprint of that layout is to be, as another host's run prints it: engines whose layouts differ share nothing
+    #[arg(long, value_name = "FINGERPRINT", requires = "blocks_file", value_parser = fingerprint)]
+    fingerprint: Option<LayoutFingerprint>,
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
@@ -73,6 +76,7 @@ impl Doctor {
         if let Some(file) = &self.blocks_file {
             let naming = Naming::read(file)?;
             findings.push(judged(naming.layout, self.dialled.frame_room(&self.target)));
+            findings.extend(self.fingerprint.map(|expected| compared(naming.layout, expected)));
         }
         let failed = findings.iter().filter(|finding| finding.state == State::Fails).count();
         let warned = findings.iter().filter(|finding| finding.state == State::Warns).count();
@@ -107,6 +111,24 @@ fn tabled(findings: &[Finding]) -> comfy_table::Table {
     }
     report::narrow(&mut table, &[WHAT, FOUND, ADVICE], MOST_WIDE);
     table
+}
+
+fn fingerprint(text: &str) -> Result<LayoutFingerprint, String> {
+    LayoutFingerprint::parse(text).ok_or_else(|| "a fingerprint has 32 hexadecimal digits".to_owned())
+}
+
+/// Tells whether a layout is that of another host's engine.
+fn compared(layout: Layout, expected: LayoutFingerprint) -> Finding {
+    let own = layout.fingerprint();
+    if own == expected {
+        return Finding::holds("engine", "fingerprint", format!("{own}, as it is to be"));
+    }
+    Finding::fails(
+        "engine",
+        "fingerprint",
+        format!("{own}, and it is to be {expected}"),
+        "the engines find none of each other's blocks: give both files the same layers, kv_heads, head_dim, tokens, dtype and order",
+    )
 }
 
 /// Tells what blocks of a layout are, and whether frames of the cluster's nodes hold them.
