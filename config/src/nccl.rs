@@ -37,7 +37,7 @@ impl NcclUse {
 /// How blocks go from a node's GPUs to those of other nodes by NCCL.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NcclSettings {
-    /// Whether they do at all.
+    /// When they do.
     pub when: NcclUse,
     /// Bytes that go to another GPU within a minute before a pair is made.
     pub after: Bytes,

@@ -112,7 +112,6 @@ impl DataPlane {
             on_gpu: &on_gpu,
             payload: &[],
             places: &[],
-            brought: Duration::ZERO,
             deadline: by,
         };
         let mut taken = vec![false; blocks.len()];

@@ -370,9 +370,7 @@ impl Replicator {
                 Err(Instead(way)) => by = way,
             }
         }
-        let begun = Instant::now();
         let brought = join_all(items.iter().map(|item| item.content.bytes())).await;
-        let took = begun.elapsed();
         let here: Vec<(usize, Arc<ReadGuard>)> =
             brought.into_iter().enumerate().filter_map(|(at, guard)| Some((at, guard?))).collect();
         let mut answers = vec![None; items.len()];
@@ -382,7 +380,7 @@ impl Replicator {
         let request = batch.request(here.iter().map(|(at, guard)| (items[*at], *guard.header())));
         let payload: Vec<&[u8]> = here.iter().map(|(_, guard)| guard.bytes()).collect();
         let places: Vec<Option<SharedPlace>> = here.iter().map(|(_, guard)| guard.shared_place()).collect();
-        let parcel = Parcel { brought: took, ..batch.parcel(&request, (&payload, &places), deadline) };
+        let parcel = batch.parcel(&request, (&payload, &places), deadline);
         let mut pause = IN_FLIGHT_PAUSE;
         let said = loop {
             let said = match self.links.carry(&parcel, (by, is_on_gpu)).await? {
@@ -450,8 +448,7 @@ impl Batch<'_> {
     ) -> Parcel<'a> {
         let Origin { serving, source, trace, .. } = self.origin;
         let (trace, source, target) = (*trace, *source, self.target);
-        let (on_gpu, brought) = (&[], Duration::ZERO);
-        Parcel { serving, trace, source, target, request, on_gpu, payload, places, brought, deadline }
+        Parcel { serving, trace, source, target, request, on_gpu: &[], payload, places, deadline }
     }
 }
 

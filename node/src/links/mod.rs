@@ -60,8 +60,6 @@ pub(crate) struct Parcel<'a> {
     pub(crate) payload: &'a [&'a [u8]],
     /// Where other processes see these, if they can.
     pub(crate) places: &'a [Option<SharedPlace>],
-    /// How long it took to have them here, which is part of what a way costs that needs that.
-    pub(crate) brought: Duration,
     pub(crate) deadline: Instant,
 }
 
@@ -337,7 +335,7 @@ impl Links {
             // It was asked, and did not want to.
             Err(_) => return answer,
         };
-        self.ended(by, parcel, bytes, parcel.brought + begun.elapsed(), is_well);
+        self.ended(by, parcel, bytes, begun.elapsed(), is_well);
         answer
     }
 

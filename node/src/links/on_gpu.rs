@@ -4,6 +4,7 @@
 use super::nccl::NotCarried;
 use super::{Links, NCCL_LIMIT, Parcel, lock};
 use crate::data::OnGpu;
+use kvhive_links::Ends;
 use kvhive_links::pairs::Why;
 use kvhive_protocol::DeviceId;
 use kvhive_protocol::data::DataReply;
@@ -67,12 +68,17 @@ impl Links {
         let Some((nccl, state)) = state else {
             return parcels.iter().map(|_| Err(NotCarried::Pair(Why::Without))).collect();
         };
-        // That it is wanted is told in any case: else none is made.
         let stands = matches!(state, PairState::Ready | PairState::Busy);
         let choices = source.and_then(|source| self.choices.get(usize::from(source.index)));
         let now = self.view.now();
-        let chosen = choices.map(|choices| lock(choices).choose_to_all(now, &targets, bytes, state));
-        if stands && chosen.is_some_and(|chosen| !chosen.at_once) {
+        let ends = parcels.iter().map(|parcel| {
+            let nccl = self.pair_state(parcel.source, parcel.target, true);
+            (parcel.target, Ends { both_gpu_tiers: nccl.is_some(), nccl, ..Ends::default() })
+        });
+        let ends: Vec<(DeviceId, Ends)> = ends.collect();
+        let chosen = choices.map(|choices| lock(choices).choose_to_all(now, &ends, bytes, state));
+        // Where none stands, what follows says that one is wanted: else none is made.
+        if chosen.is_some_and(|chosen| !chosen.at_once && (stands || !chosen.is_wanted)) {
             return parcels.iter().map(|_| Err(NotCarried::Pair(Why::Without))).collect();
         }
         let mut spans: Vec<Span> = match stands {

@@ -6,8 +6,8 @@
 use super::health::{Health, millis};
 use super::rates::{CLASSES, Rate, Rates, class};
 use super::reason::PerSecond;
-use super::{CLEARLY_PERCENT, ENOUGH, Link, Links, MEASURED_ONE_IN, PassedOver, STALE};
-use kvhive_protocol::links::{PairState, SetReport};
+use super::{CLEARLY_PERCENT, ENOUGH, Ends, Link, Links, MEASURED_ONE_IN, PassedOver, STALE};
+use kvhive_protocol::links::{PairState, SetReport, TransportKind};
 use kvhive_protocol::{DeviceId, Moment};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,12 +15,16 @@ use std::time::Duration;
 
 /// Sets of devices that are remembered at a time; of more, whichever was chosen for longest ago is forgotten.
 pub const MAX_SETS: usize = 256;
+/// What was slower than each one's own way is not made again within so long of its last measurement.
+const LOST_FOR: Duration = Duration::from_secs(600);
 
 /// Whether a batch goes to all at once.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ToAll {
     /// It does; else it goes to each by its own way.
     pub at_once: bool,
+    /// Whether a communicator is worth having, where none stands.
+    pub is_wanted: bool,
     /// Why; its `Display` is in words.
     pub why: WhyToAll,
 }
@@ -82,7 +86,7 @@ impl Set {
             transfers: 0,
             bytes: 0,
             failures: 0,
-            last: ToAll { at_once: false, why: WhyToAll::First },
+            last: ToAll { at_once: false, is_wanted: true, why: WhyToAll::First },
             used: now,
             taken: [None; CLASSES],
             chosen_bytes: [0; CLASSES],
@@ -92,16 +96,7 @@ impl Set {
 
     fn choose(&mut self, now: Moment, bytes: u64, pair: PairState, each: Option<Rate>) -> ToAll {
         self.used = now;
-        let passed_over = match pair {
-            PairState::Ready | PairState::Busy => self.health.rests(now),
-            state => Some(PassedOver::Pair(state)),
-        };
-        if let Some(why) = passed_over {
-            self.last = ToAll { at_once: false, why: WhyToAll::PassedOver(why) };
-            return self.last;
-        }
         let class = class(bytes);
-        self.chosen_bytes[class] = self.chosen_bytes[class].saturating_add(bytes);
         let own = self.rates.of(class);
         let enough = |rate: Option<Rate>| rate.filter(|rate| rate.samples >= ENOUGH);
         let best = match (enough(own), enough(each)) {
@@ -113,10 +108,21 @@ impl Set {
                     None => {}
                 }
                 let why = WhyToAll::Fastest { at_once: own.bytes_per_s, each: each.bytes_per_s };
-                ToAll { at_once: all >= one, why }
+                ToAll { at_once: all >= one, is_wanted: all >= one, why }
             }
-            _ => ToAll { at_once: true, why: WhyToAll::First },
+            _ => ToAll { at_once: true, is_wanted: true, why: WhyToAll::First },
         };
+        let passed_over = match pair {
+            PairState::Ready | PairState::Busy => self.health.rests(now),
+            state => Some(PassedOver::Pair(state)),
+        };
+        if let Some(why) = passed_over {
+            let is_old = own.is_none_or(|own| now.since(own.at) > LOST_FOR);
+            let is_wanted = best.is_wanted || is_old;
+            self.last = ToAll { at_once: false, is_wanted, why: WhyToAll::PassedOver(why) };
+            return self.last;
+        }
+        self.chosen_bytes[class] = self.chosen_bytes[class].saturating_add(bytes);
         let other = if best.at_once { each } else { own };
         let is_stale = other.is_none_or(|rate| rate.samples < ENOUGH || now.since(rate.at) > STALE);
         let measured = self.measured_bytes[class].saturating_add(bytes);
@@ -124,7 +130,7 @@ impl Set {
         // One that has failed is tried as it is, and not beside another.
         self.last = if is_stale && is_spared && self.health.is_well() {
             self.measured_bytes[class] = measured;
-            ToAll { at_once: !best.at_once, why: WhyToAll::Measures }
+            ToAll { at_once: !best.at_once, is_wanted: true, why: WhyToAll::Measures }
         } else {
             self.taken[class] = Some(best.at_once);
             best
@@ -137,20 +143,32 @@ impl Set {
 }
 
 impl Links {
-    /// Chooses how so many bytes go to several targets that are all to have them, over a communicator of all that is so far. Whoever has them go at
-    /// once reports with [`Links::ended_to_all`] how it went.
-    pub fn choose_to_all(&mut self, now: Moment, targets: &[DeviceId], bytes: u64, pair: PairState) -> ToAll {
+    /// Chooses how so many bytes go to several targets that are all to have them, over a communicator of all that is so far, or to each by what both
+    /// ends have. Whoever has them go at once reports with [`Links::ended_to_all`] how it went.
+    pub fn choose_to_all(
+        &mut self,
+        now: Moment,
+        targets: &[(DeviceId, Ends)],
+        bytes: u64,
+        pair: PairState,
+    ) -> ToAll {
         let each = self.each_alone(now, targets, class(bytes));
-        self.set(now, targets).choose(now, bytes, pair, each)
+        let names: Vec<DeviceId> = targets.iter().map(|(target, _)| *target).collect();
+        self.set(now, &names).choose(now, bytes, pair, each)
     }
 
-    /// Returns what was measured of the best way to each target: that of the slowest of them, and since when and how often all were measured. None
-    /// where one was not.
-    fn each_alone(&self, now: Moment, targets: &[DeviceId], class: usize) -> Option<Rate> {
-        let of = |target: &DeviceId| {
+    /// Returns what was measured of the best way to each target that it could go by now: that of the slowest of them, and since when and how often
+    /// all were measured. None where one was not.
+    fn each_alone(&self, now: Moment, targets: &[(DeviceId, Ends)], class: usize) -> Option<Rate> {
+        let of = |(target, ends): &(DeviceId, Ends)| {
             let link: &Link = self.links.get(target)?;
-            let ways = link.ways.iter().filter(|way| way.health.rests(now).is_none());
-            let rates = ways.filter_map(|way| way.rates.of(class));
+            let stands = matches!(ends.nccl, Some(PairState::Ready | PairState::Busy));
+            let is_open = |way: &TransportKind| {
+                let is_there = ends.has(*way) && (*way != TransportKind::Nccl || stands);
+                is_there && link.passed_over(now, *way, ends).is_none()
+            };
+            let ways = TransportKind::ALL.into_iter().filter(is_open);
+            let rates = ways.filter_map(|way| link.way(way).rates.of(class));
             rates.max_by_key(|rate| (rate.samples >= ENOUGH, rate.bytes_per_s))
         };
         let rates: Option<Vec<Rate>> = targets.iter().map(of).collect();
@@ -217,13 +235,17 @@ pub(super) type Sets = BTreeMap<Vec<DeviceId>, Set>;
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Ends, TransportKind};
     use super::*;
     use kvhive_protocol::MemberId;
     use proptest::prelude::*;
 
     const TWO: [DeviceId; 2] = [DeviceId::new(MemberId(2), 0), DeviceId::new(MemberId(3), 0)];
     const BYTES: u64 = 4 << 20;
+
+    /// Both, of whom each has this in common with the source.
+    fn two(ends: Ends) -> [(DeviceId, Ends); 2] {
+        TWO.map(|target| (target, ends))
+    }
 
     fn at(ms: u64) -> Moment {
         Moment::from_millis(ms)
@@ -246,7 +268,7 @@ mod tests {
     }
 
     fn chosen(links: &mut Links, ms: u64, pair: PairState) -> (bool, String) {
-        let choice = links.choose_to_all(at(ms), &TWO, BYTES, pair);
+        let choice = links.choose_to_all(at(ms), &two(Ends::default()), BYTES, pair);
         (choice.at_once, choice.why.to_string())
     }
 
@@ -273,8 +295,8 @@ mod tests {
         assert!(chosen(&mut links, 5, PairState::Ready).0, "not clearly");
         alone(&mut links, 6, TWO[1], 2000, 30);
         assert!(!chosen(&mut links, 7, PairState::Ready).0);
-        let small = links.choose_to_all(at(8), &TWO, 1000, PairState::Ready);
-        assert_eq!(small, ToAll { at_once: true, why: WhyToAll::First }, "another size");
+        let small = links.choose_to_all(at(8), &two(Ends::default()), 1000, PairState::Ready);
+        assert_eq!((small.at_once, small.why), (true, WhyToAll::First), "another size");
         let [told] = &links.report_sets(at(9))[..] else { panic!("one set") };
         assert_eq!((&told.targets[..], told.transfers, told.bytes), (&TWO[..], 3, 3 * BYTES));
     }
@@ -295,6 +317,42 @@ mod tests {
         assert!(chosen(&mut links, now, PairState::Ready).0);
         at_once(&mut links, now, 1000, 1);
         assert!(chosen(&mut links, now, PairState::Ready).0);
+    }
+
+    #[test]
+    fn a_fast_pair_is_a_way_of_its_own_while_it_stands() {
+        let mut links = Links::default();
+        let ends = |state| Ends { both_gpu_tiers: true, nccl: Some(state), ..Ends::default() };
+        for target in TWO {
+            alone(&mut links, 1, target, 500, 3);
+            for _ in 0..3 {
+                let took = Duration::from_nanos(BYTES * 1000 / 5000);
+                links.ended(at(1), target, TransportKind::Nccl, BYTES, Some(took), true);
+            }
+        }
+        at_once(&mut links, 1, 1000, 3);
+        for (state, goes_at_once) in
+            [(PairState::Idle, true), (PairState::Cold, true), (PairState::Busy, false)]
+        {
+            let choice = links.choose_to_all(at(2), &two(ends(state)), BYTES, PairState::Ready);
+            assert_eq!(choice.at_once, goes_at_once, "{state}: {}", choice.why);
+        }
+    }
+
+    #[test]
+    fn what_has_lost_is_not_wanted_again_for_a_while() {
+        let mut links = Links::default();
+        let wanted = |links: &mut Links, ms: u64| {
+            links.choose_to_all(at(ms), &two(Ends::default()), BYTES, PairState::Idle).is_wanted
+        };
+        assert!(wanted(&mut links, 0), "nobody knows");
+        for target in TWO {
+            alone(&mut links, 1, target, 2000, 3);
+        }
+        at_once(&mut links, 1, 1000, 3);
+        assert!(!wanted(&mut links, 2));
+        assert!(!wanted(&mut links, 600_000));
+        assert!(wanted(&mut links, 600_002));
     }
 
     #[test]
@@ -323,7 +381,8 @@ mod tests {
                 now += later;
                 let targets = [TWO[0], DeviceId::new(MemberId(9), other)];
                 let rests = links.sets.get(targets.as_slice()).is_some_and(|set| set.health.rests(at(now)).is_some());
-                let choice = links.choose_to_all(at(now), &targets, BYTES, PairState::ALL[state]);
+                let ends = targets.map(|target| (target, Ends::default()));
+                let choice = links.choose_to_all(at(now), &ends, BYTES, PairState::ALL[state]);
                 let stands = matches!(PairState::ALL[state], PairState::Ready | PairState::Busy);
                 prop_assert!(!choice.at_once || (stands && !rests));
                 if choice.at_once {
