@@ -197,6 +197,18 @@ impl End {
         last
     }
 
+    /// Waits for an answer, whatever comes before it; what was told before that is answered, or will not be.
+    fn hears(&mut self, what: &str, is_it: impl Fn(&Answer) -> bool) {
+        loop {
+            match self.next() {
+                Heard::Answer(answer) if is_it(&answer) => break,
+                Heard::Answer(_) => {}
+                Heard::Gone | Heard::Ended(_) => panic!("it ends and has not said {what}"),
+            }
+        }
+        self.open = 0;
+    }
+
     fn is_well(&self) -> bool {
         self.ended.is_none() && self.failures.is_empty()
     }
@@ -563,6 +575,17 @@ fn a_worker_that_cannot_start_says_why_or_is_ended() {
         let is_ended = matches!(&told, [Heard::Gone, Heard::Ended(status)] if status.signal() == Some(6));
         assert!(is_ended, "{call}: {told:?}");
     }
+    let (_worker, heard) = begin(&end.setup, &place.environment, "ncclGetVersion:1:fail", &end.slab);
+    let first = heard.recv_timeout(LONGER).expect("it answers");
+    let is_told = |said: &str| said.contains("ncclGetVersion: it does not tell its version");
+    assert!(
+        matches!(&first, Heard::Answer(Answer::Unfit { is_lasting: false, said }) if is_told(said)),
+        "{first:?}"
+    );
+    let (_worker, heard) = begin(&setup, &place.environment, "ncclGetVersion:1:hang", &end.slab);
+    let told = [(); 2].map(|()| heard.recv_timeout(LONGER).expect("it is heard"));
+    let is_ended = matches!(&told, [Heard::Gone, Heard::Ended(status)] if status.signal() == Some(6));
+    assert!(is_ended, "{told:?}");
 }
 
 /// What an abort does not stop would go on writing to the slab: the worker ends instead.
@@ -853,7 +876,7 @@ fn many_pairs_leave_nothing(place: &Place, cycles: u64) {
 
 #[test]
 fn pairs_that_come_and_go_leave_no_descriptors_and_no_threads() {
-    many_pairs_leave_nothing(&Place::fake(), 200);
+    many_pairs_leave_nothing(&Place::fake(), 1000);
 }
 
 #[test]
@@ -910,6 +933,119 @@ fn loses_a_peer(place: &Place, free: impl Fn() -> u64) -> u64 {
         std::thread::sleep(Duration::from_millis(5));
     }
     free()
+}
+
+/// How far two workers are with each other.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    IdMade,
+    Joining,
+    Idle,
+    Sending,
+    Receiving,
+    Aborting,
+    Closing,
+}
+
+const STEPS: [Step; 7] =
+    [Step::IdMade, Step::Joining, Step::Idle, Step::Sending, Step::Receiving, Step::Aborting, Step::Closing];
+
+/// Has one of two workers be killed at a step: the other has an answer to all that it was told, and makes another pair with the next one. Returns what
+/// is free once both have ended.
+fn loses_a_peer_at(place: &Place, step: Step, free: impl Fn() -> u64) -> u64 {
+    let (mut one, mut other) = (End::start(place, 0, ""), End::start(place, 1, ""));
+    let (pair, extents) = (PairId(1), placed(&[8 << 20], false));
+    one.within = Duration::from_secs(5).min(place.within);
+    let begun = match step {
+        Step::IdMade | Step::Joining => {
+            one.tell(Command::MakeId { pair });
+            let Some(Answer::IdMade { id, .. }) = one.settle() else { panic!("no id is made") };
+            let within = one.within;
+            let join = |at| Command::Join { pair, id, rank: Rank { at, of: 2 }, within };
+            if matches!(step, Step::Joining) {
+                other.tell(join(1));
+            }
+            one.tell(join(0));
+            let begun = Instant::now();
+            other.worker.kill();
+            // It may have stood just before.
+            one.hears("how joining went", |answer| {
+                matches!(answer, Answer::Failed { .. } | Answer::Ready { .. })
+            });
+            begun
+        }
+        _ => {
+            assert!(join(pair, &mut [&mut one, &mut other]), "{:?} {:?}", one.failures, other.failures);
+            match step {
+                Step::Sending | Step::Aborting => one.send(pair, 7, 1, &extents),
+                Step::Receiving => one.receive(pair, 7, 1, &extents),
+                _ => {}
+            }
+            for end in [&mut one, &mut other] {
+                match step {
+                    Step::Aborting => end.tell(Command::Abort { pair }),
+                    Step::Closing => end.tell(Command::Close { pair, within: place.within }),
+                    _ => {}
+                }
+            }
+            let begun = Instant::now();
+            other.worker.kill();
+            if matches!(step, Step::Idle) {
+                one.send(pair, 7, 1, &extents);
+            }
+            if !matches!(step, Step::Closing) {
+                one.hears("that the transfer failed", |answer| {
+                    matches!(answer, Answer::Failed { transfer: Some(TransferId(7)), .. })
+                });
+            }
+            if matches!(step, Step::Closing | Step::Aborting) {
+                one.hears("that it is closed", |answer| *answer == Answer::Closed { pair });
+            }
+            begun
+        }
+    };
+    println!("{step:?}: a peer that is killed has cost {:?}", begun.elapsed());
+    one.tell(Command::Abort { pair });
+    one.hears("that it has let go of it", |answer| *answer == Answer::Closed { pair });
+    other.open = 1;
+    let _ = other.settle();
+    other.again();
+    one.within = LONG;
+    assert!(
+        join(PairId(2), &mut [&mut one, &mut other]),
+        "{step:?}: {:?} {:?}",
+        one.failures,
+        other.failures
+    );
+    carry(PairId(2), (&mut other, 1), (&mut one, 0), [&extents, &extents]);
+    let workers = [&one, &other].map(|end| end.worker.process());
+    drop((one, other));
+    let begun = Instant::now();
+    while workers.iter().any(|worker| Path::new(&format!("/proc/{worker}")).exists()) {
+        assert!(begun.elapsed() < LONG, "the workers {workers:?} stay");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    free()
+}
+
+#[test]
+fn a_worker_that_is_killed_at_any_step_costs_its_peer_one_pair() {
+    let place = Place::fake();
+    for step in STEPS {
+        loses_a_peer_at(&place, step, || 0);
+    }
+}
+
+#[test]
+fn a_real_gpu_whose_peer_is_killed_at_any_step_goes_on_and_has_its_memory_back() {
+    let Some(place) = real() else { return };
+    let free = || place.gpus[0].free_bytes().expect("it says");
+    // The first time this process takes what it keeps.
+    let before = loses_a_peer_at(&place, Step::Sending, free);
+    for step in STEPS {
+        let after = loses_a_peer_at(&place, step, free);
+        assert!(after >= before, "{step:?}: {} bytes are not given back", before - after);
+    }
 }
 
 /// `KVHIVE_NCCL_CYCLES` says how many, where there is little time.
