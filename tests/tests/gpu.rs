@@ -81,7 +81,8 @@ fn the_bench_of_pairs_has_all_rows_with_two_gpus_and_with_one() {
     let sizes = ["1KiB", "64KiB", "1MiB", "8MiB", "64MiB"];
     let mut expected: Vec<String> =
         sizes.iter().flat_map(|size| [format!("pair-{size}"), format!("pair-{size}-to-copy")]).collect();
-    let lives = ["latency-1KiB", "set-up", "set-up-first", "first-transfer", "abort", "worker-start"];
+    let lives =
+        ["latency-1KiB", "set-up", "set-up-first", "first-transfer", "abort", "memory-next", "worker-start"];
     expected.extend(lives.map(str::to_owned));
     for setting in ["2-ctas-1MiB", "1-ctas-1MiB", "2-ctas-4MiB", "8-ctas-4MiB"] {
         expected.extend([format!("memory-{setting}"), format!("pair-8MiB-{setting}")]);

@@ -22,6 +22,8 @@ pub(super) const LARGEST: usize = 64 << 20;
 const OF_SETTINGS: (usize, u32) = SIZES[3];
 /// Thread blocks and bytes of each of NCCL's buffers, besides what a node has by itself.
 const SETTINGS: [(u32, u64); 3] = [(1, 1 << 20), (2, 4 << 20), (8, 4 << 20)];
+/// Pairs beside the first, of which it is said what one takes.
+const FURTHER: usize = 3;
 /// Transfers of the least size of which each is timed.
 const CALLS: u32 = 50;
 const TCP: &str = "TCP over loopback, through pinned memory at both ends";
@@ -60,7 +62,6 @@ pub(in crate::bench) fn run(runs: u32, ordinal: u32) -> Result<Vec<Row>> {
         let first = ms(pair.set_up()?);
         pair.is_exact(OF_SETTINGS.0)?;
         let with = place.free_bytes()?;
-        let mib = |more: u64, less: u64| more.saturating_sub(less) as f64 / 2.0 / f64::from(1 << 20);
         let name = format!("{}-ctas-{}", setting.0, Bytes(setting.1));
         of_settings.push(Row::of_runs(
             &format!("memory-{name}"),
@@ -72,6 +73,7 @@ pub(in crate::bench) fn run(runs: u32, ordinal: u32) -> Result<Vec<Row>> {
         if at == 0 {
             rows = whole(runs, &mut pair, &mut against)?;
             rows.extend(lives(runs, &mut pair, first)?);
+            rows.push(more(&place, &mut pair, mib(without, with))?);
         }
         let (mut ours, mut tcp) = (Vec::new(), Vec::new());
         for _ in 0..runs {
@@ -151,6 +153,29 @@ fn lives(runs: u32, pair: &mut Pair<'_>, first: f64) -> Result<Vec<Row>> {
         Row::of_runs("first-transfer", "us", &firsts, &seconds, "the pair's second"),
         Row::of_runs("abort", "ms", &aborts, &closes, "closing one by which nothing goes"),
     ])
+}
+
+/// Measures what further pairs of the same workers take of the GPU at one end, each of which has carried what the first had, while those before it stand.
+fn more(place: &Place, pair: &mut Pair<'_>, first: f64) -> Result<Row> {
+    let mut more = Vec::new();
+    for _ in 0..FURTHER {
+        let before = place.free_bytes()?;
+        pair.set_up()?;
+        pair.is_exact(OF_SETTINGS.0)?;
+        more.push(mib(before, place.free_bytes()?));
+    }
+    Ok(Row::of_runs(
+        "memory-next",
+        "MiB",
+        &more,
+        &[first],
+        "the first pair of these workers, with NCCL's kernels",
+    ))
+}
+
+/// Returns how many MiB fewer are free, at one of two ends.
+fn mib(before: u64, after: u64) -> f64 {
+    before.saturating_sub(after) as f64 / 2.0 / f64::from(1 << 20)
 }
 
 /// Returns how fast so many transfers go one after the other, in GB/s.
