@@ -263,25 +263,25 @@ fn blocks_that_are_there_before_their_engine_is_followed_get_its_names() {
     publishing.store(&blocks, &blocks.keys(&tokens(4)));
     let mut reader = Reader::start(&publishing.events, &publishing.replay, TOPIC);
     // Of what is there, whether it has tokens.
-    let mut there = |has_tokens: bool| loop {
-        let mut names: BTreeMap<String, bool> = BTreeMap::new();
-        reader.ask(0);
-        loop {
-            let (how, _, event) = reader.read();
-            if how == "end" {
-                break;
+    let mut there = |has_tokens: bool| {
+        publishing.cluster.until("four blocks to be told of", || {
+            let mut names: BTreeMap<String, bool> = BTreeMap::new();
+            reader.ask(0);
+            loop {
+                let (how, _, event) = reader.read();
+                if how == "end" {
+                    break;
+                }
+                let hashes = event["block_hashes"].as_array().cloned().unwrap_or_default();
+                for hash in hashes.iter().map(Value::to_string).filter(|_| how == "replay") {
+                    match event["type"] == "BlockStored" {
+                        true => names.insert(hash, event["block_size"] == 16),
+                        false => names.remove(&hash),
+                    };
+                }
             }
-            let hashes = event["block_hashes"].as_array().cloned().unwrap_or_default();
-            for hash in hashes.iter().map(Value::to_string).filter(|_| how == "replay") {
-                match event["type"] == "BlockStored" {
-                    true => names.insert(hash, event["block_size"] == 16),
-                    false => names.remove(&hash),
-                };
-            }
-        }
-        if names.len() == 4 && names.values().all(|has| *has == has_tokens) {
-            return names;
-        }
+            (names.len() == 4 && names.values().all(|has| *has == has_tokens)).then_some(names)
+        })
     };
     there(false);
     let file = publishing.blocks_file("tokens");

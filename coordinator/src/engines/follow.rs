@@ -30,8 +30,6 @@ const FIRST_AGAIN: Duration = Duration::from_millis(500);
 const LONGEST_AGAIN: Duration = Duration::from_secs(30);
 /// Messages that were received and wait for the feed.
 const WAITING: usize = 2;
-/// Batches whose names are told after what is repeated meanwhile: names of children after those of their parents.
-const HELD: usize = 1024;
 
 /// The task that follows one engine. Dropped, it ends.
 pub(super) struct Line(AbortHandle);
@@ -111,7 +109,6 @@ async fn listen(one: &Arc<One>) -> Result<std::convert::Infallible, ZmtpError> {
     });
     let _reader = Reader(reader.abort_handle());
     let mut replay: Option<(Reader, mpsc::Receiver<Repeated>)> = None;
-    let mut held: Vec<Vec<u8>> = Vec::new();
     tell(one, FeedEvent::Connected, &mut replay);
     let mut quiet_at = Instant::now() + QUIET;
     let (mut again_at, mut wait) = (None, FIRST_AGAIN);
@@ -127,25 +124,19 @@ async fn listen(one: &Arc<One>) -> Result<std::convert::Infallible, ZmtpError> {
                 let message = message.unwrap_or(Err(ZmtpError::Io(std::io::ErrorKind::BrokenPipe.into())))?;
                 quiet_at = Instant::now() + QUIET;
                 // Topic, number, payload.
-                if let [.., number, payload] = &message[..] {
-                    if let Some(batch) = read(one, number, payload) {
-                        tell(one, FeedEvent::Heard(batch), &mut replay);
-                    }
-                    if replay.is_some() && held.len() < HELD {
-                        held.push(payload.clone());
-                    } else {
-                        one.tell(payload);
-                    }
+                if let [.., number, payload] = &message[..]
+                    && let Some(batch) = read(one, number, payload)
+                {
+                    one.tell(payload);
+                    tell(one, FeedEvent::Heard(batch), &mut replay);
                 }
             }
             said = next(&mut replay) => {
                 let event = match said {
                     Some(Repeated::Batch(number, payload)) => {
+                        let Some(batch) = read(one, &number.to_be_bytes(), &payload) else { continue };
                         one.tell(&payload);
-                        match read(one, &number.to_be_bytes(), &payload) {
-                            Some(batch) => FeedEvent::Replayed(batch),
-                            None => continue,
-                        }
+                        FeedEvent::Replayed(batch)
                     }
                     Some(Repeated::Ended) => FeedEvent::ReplayEnded,
                     Some(Repeated::Failed(error)) => {
@@ -156,7 +147,6 @@ async fn listen(one: &Arc<One>) -> Result<std::convert::Infallible, ZmtpError> {
                 };
                 if !matches!(event, FeedEvent::Replayed(_)) {
                     replay = None;
-                    held.drain(..).for_each(|payload| one.tell(&payload));
                 }
                 tell(one, event, &mut replay);
             }

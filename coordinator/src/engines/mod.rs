@@ -13,7 +13,7 @@ use follow::Line;
 pub(crate) use heard::{Heard, Teller, telling};
 use hive::Hive;
 use kvhive_client::NodeTraces;
-use kvhive_control::routing::{Busy, Feed, Hashes, room};
+use kvhive_control::routing::{Busy, Feed, Hashes, MAX_INDEXED_BLOCKS, room};
 use kvhive_protocol::engines::{Engine, EngineLoad, Followed, Known, NamedBy};
 use kvhive_protocol::routing::{BlockHash, Prompt};
 use kvhive_protocol::trace::TraceAsk;
@@ -81,13 +81,20 @@ impl One {
 
     /// Learns what hashes a batch of its events tells of.
     fn learn(&self, payload: &[u8]) {
-        let Some(mut hashes) = self.hashes() else { return };
+        if self.hashes.is_none() {
+            return;
+        }
+        let mut told: Vec<(_, Vec<(Vec<u8>, _)>)> = Vec::new();
         // What makes no sense is told where the batch is read.
         let _ = format::stored(payload, self.engine.block_tokens, |blocks| {
-            let whole: Vec<Cow<'_, [u8]>> = blocks.hashes.iter().map(|hash| hash.bytes()).collect();
+            let whole = blocks.hashes.iter().map(|hash| hash.bytes().into_owned());
             let parent = blocks.parent.as_ref().map(|parent| parent.engine());
-            hashes.learn(parent, whole.iter().map(|hash| &**hash).zip(blocks.contents()));
+            told.push((parent, whole.zip(blocks.contents()).collect()));
         });
+        let Some(mut hashes) = self.hashes() else { return };
+        for (parent, blocks) in &told {
+            hashes.learn(*parent, blocks.iter().map(|(hash, content)| (&hash[..], *content)));
+        }
     }
 
     /// Returns a prompt by what names its blocks in kvhive: where the engine's hashes do, by these in full, as far as any engine has told of them.
@@ -184,12 +191,7 @@ impl Engines {
         });
         for (name, engine) in wanted {
             match followed.get(name) {
-                Some(one) => {
-                    one.state().feed.set_room(room);
-                    if let Some(mut hashes) = one.hashes() {
-                        hashes.set_room(room);
-                    }
-                }
+                Some(one) => one.state().feed.set_room(room),
                 None => {
                     info!(engine = %name, events = %engine.events, "following its events");
                     let alike =
@@ -201,6 +203,12 @@ impl Engines {
                     lines.insert(name.clone(), Line::start(one.clone()));
                     followed.insert(name.clone(), one);
                 }
+            }
+        }
+        // Each that shares a list brings its own room.
+        for one in followed.values() {
+            if let (Some(of), Some(mut hashes)) = (&one.hashes, one.hashes()) {
+                hashes.set_room(room.saturating_mul(Arc::strong_count(of)).min(MAX_INDEXED_BLOCKS));
             }
         }
     }

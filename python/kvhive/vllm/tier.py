@@ -100,9 +100,12 @@ class KvHiveTier(SecondaryTierManager):  # type: ignore[misc]
     def on_request_finished(self, req_context: Any) -> None:
         if req_context.kv_hints is None:
             return
-        # Every chunk of it, of all groups and also those that others have stored, with where it ends.
-        chunks = [(bytes(key), end) for key, end in req_context._offload_key_positions.items()]
-        pass_on(req_context.kv_hints, logger, lambda kind, version, payload: self._tier.wish(kind, version, payload, chunks))
+        try:
+            # Every chunk of it, of all groups and also those that others have stored, with where it ends.
+            chunks = [(bytes(key), end) for key, end in req_context._offload_key_positions.items()]
+            pass_on(req_context.kv_hints, logger, lambda kind, version, payload: self._tier.wish(kind, version, payload, chunks))
+        except Exception:
+            logger.exception("kvhive: what kv_hints wish for a request's chunks is not done")
 
     def on_schedule_end(self, context: Any) -> None:
         self._tier.ask()

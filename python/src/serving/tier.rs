@@ -14,9 +14,12 @@ use pyo3::prelude::*;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
 
 /// How long an answer is gone by: what is there may leave, and what is not may come.
 const ANSWERS_LAST: Duration = Duration::from_secs(5);
+/// Wishes for requests' chunks that wait.
+const MOST_WISHES: usize = 64;
 /// What a tier's blocks are to their engine is in its name; their length in tokens says nothing here.
 const TOKENS: u32 = 1;
 
@@ -27,6 +30,8 @@ type Finished = (u64, bool, Vec<usize>, f64, u64);
 #[pyclass(frozen, module = "kvhive._native")]
 pub(crate) struct EngineTier {
     shared: Arc<Shared>,
+    /// Done one after the other, in their order.
+    wishes: mpsc::Sender<(Vec<Vec<u8>>, Wish)>,
 }
 
 struct Shared {
@@ -155,7 +160,14 @@ impl EngineTier {
             });
             let early = shared.clone();
             shared.crew.runtime().spawn(async move { early.links.connect().await.is_some() });
-            Ok(EngineTier { shared })
+            let (wishes, mut wished) = mpsc::channel::<(Vec<Vec<u8>>, Wish)>(MOST_WISHES);
+            let hand = shared.clone();
+            shared.crew.runtime().spawn(async move {
+                while let Some((names, wish)) = wished.recv().await {
+                    hand.links.wish_of_singles(&names, &wish).await;
+                }
+            });
+            Ok(EngineTier { shared, wishes })
         };
         make().map_err(|failure| failure.raise(py))
     }
@@ -209,8 +221,9 @@ impl EngineTier {
             if let Wish::Pin { tokens: Some(tokens), .. } = wish { u64::from(tokens) } else { u64::MAX };
         let names: Vec<Vec<u8>> =
             chunks.into_iter().filter(|(_, end)| *end <= most).map(|(name, _)| name).collect();
-        let shared = self.shared.clone();
-        self.shared.crew.runtime().spawn(async move { shared.links.wish_of_singles(&names, &wish).await });
+        if self.wishes.try_send((names, wish)).is_err() {
+            self.shared.links.note(format!("more than {MOST_WISHES} wishes wait: one is not done"));
+        }
         Ok(true)
     }
 
