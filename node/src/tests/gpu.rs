@@ -113,7 +113,7 @@ async fn a_gpu_holds_the_device_tier_and_blocks_move_between_it_and_the_host() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_driver_that_pins_no_host_memory_has_what_is_copied_copied_twice_and_costs_nothing_else() {
+async fn blocks_are_whole_where_a_driver_pins_no_host_memory() {
     let setup = Setup { device_frames: 8, host_frames: 8, ..on_gpu() };
     DRIVER.fail("cuMemHostRegister_v2", 1, 2);
     let (_coordinator, node) = setup.one().await;
