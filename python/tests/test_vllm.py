@@ -121,7 +121,7 @@ def test_a_second_engine_has_every_full_block_of_the_first(cluster: Cluster, mod
 def test_prompts_in_chunks_and_preempted_requests_say_the_same(
     cluster: Cluster, model: str, reference: Reference
 ) -> None:
-    tight = {"max_num_batched_tokens": 128, "num_gpu_blocks_override": 40, "max_num_seqs": 8, "max_model_len": 1024}
+    tight: dict[str, Any] = {"max_num_batched_tokens": 128, "num_gpu_blocks_override": 40, "max_num_seqs": 8, "max_model_len": 1024}
     extra = {**cluster.extra, "weights": "in chunks"}
     with Engine(model, extra, **tight) as engine:
         reference.agrees(engine.generate(reference.prompts, TOKENS))

@@ -150,7 +150,7 @@ def test_kvhives_events_speak_of_what_the_connector_has_stored_as_vllms_own_do(
     file = tmp_path / "prompt.json"
     file.write_text(str(asked))
     config, [events, replay] = publishes("first")
-    kvhive = Reader(*(f"tcp://127.0.0.1:{port}" for port in ports), TOPIC)
+    kvhive = Reader(f"tcp://127.0.0.1:{ports[0]}", f"tcp://127.0.0.1:{ports[1]}", TOPIC)
     with Engine(model, cluster.extra, WHOLE, log, kv_events_config=config) as engine:
         follow(cluster, "first", log, cluster.extra["directory"])
         engine.generate([asked])
