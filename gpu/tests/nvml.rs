@@ -106,6 +106,8 @@ fn what_befalls_a_gpu_is_heard_by_who_watches_that_one() {
     let (tell, told) = channel();
     let watch = Watch::start(&nvml, GPUS[1], move |trouble| tell.send(trouble).expect("it is heard"));
     let watch = watch.expect("it works");
+    made.set("fake_busy", 62);
+    eventually("it is told how busy that one is", || watch.busy_percent() == Some(62));
     for (kind, data, trouble) in
         [(XID, 31, Trouble::Xid(31)), (XID, 79, Trouble::Xid(79)), (ECC, 0, Trouble::Ecc)]
     {
@@ -115,6 +117,7 @@ fn what_befalls_a_gpu_is_heard_by_who_watches_that_one() {
     made.set("fake_gone", 1);
     assert_eq!(told.recv(), Ok(Trouble::Gone));
     assert!(told.recv().is_err(), "there is no more to be heard of it");
+    assert_eq!(watch.busy_percent(), None);
     drop((watch, nvml));
     assert_eq!(made.ask("fake_live"), 0);
 }

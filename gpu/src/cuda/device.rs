@@ -133,6 +133,12 @@ impl CudaDevice {
         Ok(())
     }
 
+    /// Returns in how much of the last moment, in percent, it ran a kernel, whosever that was; none where nobody watches it, or the driver does
+    /// not tell that.
+    pub fn busy_percent(&self) -> Option<u32> {
+        self.watch.get()?.busy_percent()
+    }
+
     /// Returns what became of it, which others find out too.
     pub(super) fn fate(&self) -> &Arc<Fate> {
         &self.fate

@@ -6,7 +6,7 @@
 use libloading::Library;
 use std::ffi::{CStr, CString, OsStr, c_char, c_int, c_uint, c_ulonglong, c_void};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -29,6 +29,8 @@ const FATAL: [u64; 8] = [48, 62, 64, 79, 95, 119, 120, 140];
 const TURN_MS: c_uint = 250;
 /// How long its end is waited for.
 const END_LIMIT: Duration = Duration::from_secs(2);
+/// How busy a GPU is of which nobody tells it.
+const UNKNOWN: u32 = u32::MAX;
 const TEXT_BYTES: usize = 128;
 
 type Handle = *mut c_void;
@@ -287,6 +289,7 @@ impl Drop for Nvml {
 /// A thread that hears what befalls a GPU; it ends when this is dropped.
 pub struct Watch {
     is_over: Arc<AtomicBool>,
+    busy: Arc<AtomicU32>,
     ended: Mutex<Receiver<()>>,
 }
 
@@ -316,10 +319,12 @@ impl Watch {
             call!(nvml, nvmlEventSetCreate(&raw mut events.set))?;
             call!(nvml, nvmlDeviceRegisterEvents(device, ECC | XID, events.set))?;
         }
-        let is_over = Arc::new(AtomicBool::new(false));
+        let (is_over, busy) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(UNKNOWN)));
         let (over, (ends, ended)) = (is_over.clone(), channel());
+        let (is_busy, nvml, pci) = (busy.clone(), nvml.clone(), pci.to_owned());
         let hand = move || {
             while !over.load(Ordering::Relaxed) {
+                is_busy.store(nvml.busy_percent(&pci).unwrap_or(UNKNOWN), Ordering::Relaxed);
                 match events.next() {
                     Ok(Some(trouble)) => tell(trouble),
                     Ok(None) => {}
@@ -331,12 +336,19 @@ impl Watch {
                     Err(_) => break,
                 }
             }
-            drop((events, tell));
+            is_busy.store(UNKNOWN, Ordering::Relaxed);
+            drop((events, tell, nvml));
             drop::<std::sync::mpsc::Sender<()>>(ends);
         };
         let thread = std::thread::Builder::new().name("gpu-events".to_owned()).spawn(hand);
         thread.map_err(|error| NvmlError::Thread { reason: error.to_string() })?;
-        Ok(Watch { is_over, ended: Mutex::new(ended) })
+        Ok(Watch { is_over, busy, ended: Mutex::new(ended) })
+    }
+
+    /// Returns in how much of the last moment, in percent, the GPU ran a kernel, as the thread has heard last; none where that is not told. Asks
+    /// no driver, which may hang.
+    pub fn busy_percent(&self) -> Option<u32> {
+        Some(self.busy.load(Ordering::Relaxed)).filter(|busy| *busy != UNKNOWN)
     }
 }
 
