@@ -213,7 +213,8 @@ impl Figures {
         row("promises ended by such leases", self.promises_lapsed as f64, "blocks", None);
         let promises = self.promises_checked + self.promises_lapsed;
         let share = 100.0 * self.promises_lapsed as f64 / promises.max(1) as f64;
-        row("of 100 promises so many ended by such leases", share, "blocks", Some(Bar::AtMost(MOST_LAPSED)));
+        let few = Some(Bar::AtMost(MOST_LAPSED)).filter(|_| judges_times);
+        row("of 100 promises so many ended by such leases", share, "blocks", few);
         row("lost acknowledged blocks", self.lost as f64, "blocks", none);
         row("clears acknowledged", self.clears as f64, "clears", some);
         row("stale answers after a clear", self.stale as f64, "blocks", none);
