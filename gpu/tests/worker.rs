@@ -919,12 +919,21 @@ fn loses_a_peer(place: &Place, free: impl Fn() -> u64) -> u64 {
     other.worker.kill();
     assert!(matches!(one.settle(), Some(Answer::Failed { transfer: Some(TransferId(7)), .. })));
     println!("a peer that is killed is told after {:?}: {:?}", begun.elapsed(), one.failures);
-    other.open = 1;
-    let _ = other.settle();
+    carries_anew_and_ends(one, other, &extents);
+    free()
+}
+
+/// Has an end whose other one has died be of a pair again that carries, and waits until both workers have ended.
+fn carries_anew_and_ends(mut one: End, mut other: End, extents: &[Extent]) {
+    // It may have answered all that it was told before it died.
+    while other.ended.is_none() {
+        other.open = 1;
+        let _ = other.settle();
+    }
     other.again();
     one.within = LONG;
     assert!(join(PairId(2), &mut [&mut one, &mut other]), "{:?} {:?}", one.failures, other.failures);
-    carry(PairId(2), (&mut other, 1), (&mut one, 0), [&extents, &extents]);
+    carry(PairId(2), (&mut other, 1), (&mut one, 0), [extents, extents]);
     let workers = [&one, &other].map(|end| end.worker.process());
     drop((one, other));
     let begun = Instant::now();
@@ -932,7 +941,6 @@ fn loses_a_peer(place: &Place, free: impl Fn() -> u64) -> u64 {
         assert!(begun.elapsed() < LONG, "the workers {workers:?} stay");
         std::thread::sleep(Duration::from_millis(5));
     }
-    free()
 }
 
 /// How far two workers are with each other.
@@ -1007,24 +1015,7 @@ fn loses_a_peer_at(place: &Place, step: Step, free: impl Fn() -> u64) -> u64 {
     println!("{step:?}: a peer that is killed has cost {:?}", begun.elapsed());
     one.tell(Command::Abort { pair });
     one.hears("that it has let go of it", |answer| *answer == Answer::Closed { pair });
-    other.open = 1;
-    let _ = other.settle();
-    other.again();
-    one.within = LONG;
-    assert!(
-        join(PairId(2), &mut [&mut one, &mut other]),
-        "{step:?}: {:?} {:?}",
-        one.failures,
-        other.failures
-    );
-    carry(PairId(2), (&mut other, 1), (&mut one, 0), [&extents, &extents]);
-    let workers = [&one, &other].map(|end| end.worker.process());
-    drop((one, other));
-    let begun = Instant::now();
-    while workers.iter().any(|worker| Path::new(&format!("/proc/{worker}")).exists()) {
-        assert!(begun.elapsed() < LONG, "the workers {workers:?} stay");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    carries_anew_and_ends(one, other, &extents);
     free()
 }
 
