@@ -429,28 +429,26 @@ async fn goes_on(node: &'static str, call: &str, wrong: &str) {
     carries(&nodes[0], 1000).await;
 }
 
-/// All that may go wrong in the nth call of this name at these nodes, which comes after something else has failed where that is said.
-async fn goes_on_whatever_a_call_does(nodes: &[&'static str], before: &str, (call, nth): (&str, u32)) {
-    for how in ["fail", "hang", "die"] {
-        let wrong = format!("{before}{call}:{nth}:{how}");
-        join_all(nodes.iter().map(|node| goes_on(node, call, &wrong))).await;
-    }
-}
-
 const FIRST: &[&str] = &["node-0"];
 const SECOND: &[&str] = &["node-1"];
 const BOTH: &[&str] = &["node-0", "node-1"];
 
-macro_rules! calls {
-    ($($test:ident: $nodes:ident, $before:literal $call:literal $nth:literal,)+) => {$(
+/// Tests of what is told of a node and of what goes wrong there: all that may in the nth call of this name, which comes after something else has
+/// failed where that is said, at each of these nodes.
+macro_rules! whatever_a_call_does {
+    ($goes_on:ident; $($test:ident: $nodes:ident, $before:literal $call:literal $nth:literal,)+) => {$(
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
         async fn $test() {
-            goes_on_whatever_a_call_does($nodes, $before, ($call, $nth)).await;
+            for how in ["fail", "hang", "die"] {
+                let wrong = format!("{}{}:{}:{how}", $before, $call, $nth);
+                join_all($nodes.iter().map(|node| $goes_on(node, $call, &wrong))).await;
+            }
         }
     )+};
 }
+use whatever_a_call_does;
 
-calls! {
+whatever_a_call_does! { goes_on;
     stores_go_on_when_no_version_is_told: BOTH, "" "ncclGetVersion" 1,
     stores_go_on_when_no_id_is_made: FIRST, "" "ncclGetUniqueId" 1,
     stores_go_on_when_nobody_joins: BOTH, "" "ncclCommInitRankConfig" 1,

@@ -4,6 +4,7 @@ use super::super::asker::kept;
 use super::super::{KIB, Setup, eventually};
 use super::{
     CARRIES_WITHIN, COPY_LIMIT, FIRST, NodeHandle, Wrong, blocks, by_nccl, in_order, is_real, tells,
+    whatever_a_call_does,
 };
 use futures_util::future::join_all;
 use kvhive_protocol::DeviceId;
@@ -143,24 +144,7 @@ async fn goes_on_to_two(node: &'static str, call: &str, wrong: &str) {
     println!("{wrong} at {node}");
 }
 
-/// All that may go wrong in the nth call of this name at these nodes, while the first of three sends to both others.
-async fn goes_on_to_two_whatever_a_call_does(nodes: &[&'static str], before: &str, (call, nth): (&str, u32)) {
-    for how in ["fail", "hang", "die"] {
-        let wrong = format!("{before}{call}:{nth}:{how}");
-        join_all(nodes.iter().map(|node| goes_on_to_two(node, call, &wrong))).await;
-    }
-}
-
-macro_rules! calls_of_three {
-    ($($test:ident: $nodes:ident, $before:literal $call:literal $nth:literal,)+) => {$(
-        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-        async fn $test() {
-            goes_on_to_two_whatever_a_call_does($nodes, $before, ($call, $nth)).await;
-        }
-    )+};
-}
-
-calls_of_three! {
+whatever_a_call_does! { goes_on_to_two;
     stores_go_on_when_of_three_one_makes_no_id: FIRST, "" "ncclGetUniqueId" 1,
     stores_go_on_when_of_three_one_does_not_join: ALL, "" "ncclCommInitRankConfig" 1,
     stores_go_on_when_of_three_one_does_not_join_another: ALL, "" "ncclCommInitRankConfig" 2,

@@ -9,7 +9,7 @@ use super::super::{KIB, Setup, eventually};
 use super::groups::has_made_up_its_mind;
 use super::{
     BOTH, CARRIES_WITHIN, FIRST, NodeHandle, SECOND, Wrong, blocks, by_nccl, device, gone_by, in_order,
-    member,
+    member, whatever_a_call_does,
 };
 use futures_util::future::join_all;
 use kvhive_cache::GuestKey;
@@ -286,28 +286,16 @@ async fn visits_go_on(node: &'static str, call: &str, wrong: &str) {
     println!("{of}: {batches} batches");
 }
 
-macro_rules! calls {
-    ($($test:ident: $nodes:ident, $before:literal $call:literal,)+) => {$(
-        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-        async fn $test() {
-            for how in ["fail", "hang", "die"] {
-                let wrong = format!("{}{}:1:{how}", $before, $call);
-                join_all($nodes.iter().map(|node| visits_go_on(node, $call, &wrong))).await;
-            }
-        }
-    )+};
-}
-
-calls! {
-    guests_come_when_no_version_is_told: BOTH, "" "ncclGetVersion",
-    guests_come_when_no_id_is_made: FIRST, "" "ncclGetUniqueId",
-    guests_come_when_nobody_joins: BOTH, "" "ncclCommInitRankConfig",
-    guests_come_when_errors_are_not_told: BOTH, "" "ncclCommGetAsyncError",
-    guests_come_when_errors_are_not_told_under_way: BOTH, "" "asked",
-    guests_come_when_no_group_begins: BOTH, "" "ncclGroupStart",
-    guests_come_when_no_group_ends: BOTH, "" "ncclGroupEnd",
-    guests_come_when_nothing_is_sent: FIRST, "" "ncclSend",
-    guests_come_when_nothing_is_received: SECOND, "" "ncclRecv",
-    guests_come_when_a_transfer_stops_in_its_middle: BOTH, "" "transfer",
-    guests_come_when_nothing_is_aborted: BOTH, "transfer:1:fail," "ncclCommAbort",
+whatever_a_call_does! { visits_go_on;
+    guests_come_when_no_version_is_told: BOTH, "" "ncclGetVersion" 1,
+    guests_come_when_no_id_is_made: FIRST, "" "ncclGetUniqueId" 1,
+    guests_come_when_nobody_joins: BOTH, "" "ncclCommInitRankConfig" 1,
+    guests_come_when_errors_are_not_told: BOTH, "" "ncclCommGetAsyncError" 1,
+    guests_come_when_errors_are_not_told_under_way: BOTH, "" "asked" 1,
+    guests_come_when_no_group_begins: BOTH, "" "ncclGroupStart" 1,
+    guests_come_when_no_group_ends: BOTH, "" "ncclGroupEnd" 1,
+    guests_come_when_nothing_is_sent: FIRST, "" "ncclSend" 1,
+    guests_come_when_nothing_is_received: SECOND, "" "ncclRecv" 1,
+    guests_come_when_a_transfer_stops_in_its_middle: BOTH, "" "transfer" 1,
+    guests_come_when_nothing_is_aborted: BOTH, "transfer:1:fail," "ncclCommAbort" 1,
 }

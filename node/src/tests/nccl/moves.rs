@@ -5,7 +5,10 @@ use super::super::coordinator::FakeCoordinator;
 use super::super::guests::know;
 use super::super::moves::place;
 use super::super::{KIB, Setup, eventually};
-use super::{BOTH, NodeHandle, PairState, Wrong, blocks, by_nccl, carries, device, gone_by, in_order, pair};
+use super::{
+    BOTH, NodeHandle, PairState, Wrong, blocks, by_nccl, carries, device, gone_by, in_order, pair,
+    whatever_a_call_does,
+};
 use futures_util::future::join_all;
 use kvhive_protocol::data::Ack;
 use kvhive_protocol::emptying::{Displaced, Given};
@@ -77,7 +80,7 @@ async fn a_node_is_emptied_from_gpu_to_gpu_and_tells_what_it_gave() {
 }
 
 /// A slot that moves while a transfer goes wrong in one of the workers: what was in it comes by TCP, in its time.
-async fn goes_on(node: &'static str, wrong: &str) {
+async fn goes_on(node: &'static str, call: &str, wrong: &str) {
     let setup = Setup { wrong: Some(Wrong::at(node, wrong)), device_frames: 64, ..by_nccl() };
     let (coordinator, nodes, devices) = with_a_slot_to_move(&setup).await;
     let before = gone_by(&nodes[0], "tcp");
@@ -85,17 +88,13 @@ async fn goes_on(node: &'static str, wrong: &str) {
     let planned = setup.wrong.as_ref().expect("something goes wrong");
     let (by_nccl, by_tcp) = (gone_by(&nodes[0], "nccl"), gone_by(&nodes[0], "tcp") - before);
     assert_eq!(by_nccl + by_tcp, BYTES, "{wrong} at {node}: each by one way");
-    let has_gone_wrong = planned.has_come_to("transfer");
+    let has_gone_wrong = planned.has_come_to(call);
     assert!(by_tcp > 0 || !has_gone_wrong, "{wrong} at {node}: what failed went another way");
     // What failed rests, is made anew, and carries.
     println!("{wrong} at {node}: {by_nccl} bytes by NCCL, {by_tcp} by TCP");
     carries(&nodes[0], 2000).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn moves_go_on_when_a_transfer_stops_in_its_middle() {
-    for how in ["fail", "hang", "die"] {
-        let wrong = format!("transfer:1:{how}");
-        join_all(BOTH.iter().map(|node| goes_on(node, &wrong))).await;
-    }
+whatever_a_call_does! { goes_on;
+    moves_go_on_when_a_transfer_stops_in_its_middle: BOTH, "" "transfer" 1,
 }

@@ -6,7 +6,10 @@ use super::super::guests::know;
 use super::super::moves::place;
 use super::super::{Setup, eventually};
 use super::groups::has_made_up_its_mind;
-use super::{CARRIES_WITHIN, NodeHandle, Wrong, blocks, by_nccl, device, gone_by, in_order, tells};
+use super::{
+    BOTH, CARRIES_WITHIN, NodeHandle, Wrong, blocks, by_nccl, device, gone_by, in_order, tells,
+    whatever_a_call_does,
+};
 use futures_util::future::join_all;
 use kvhive_protocol::data::Ack;
 use kvhive_protocol::{DeviceId, Slot};
@@ -103,20 +106,8 @@ async fn goes_on(node: &'static str, call: &str, wrong: &str) {
     println!("{of}: {batches} batches");
 }
 
-/// All that may go wrong in a call of this name where the first node closes a pair, and where the second does as it is told so.
-async fn goes_on_whatever_a_call_does(call: &str) {
-    for how in ["fail", "hang", "die"] {
-        let wrong = format!("{call}:1:{how}");
-        join_all(super::BOTH.iter().map(|node| goes_on(node, call, &wrong))).await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn stores_go_on_when_a_pair_is_not_finalized() {
-    goes_on_whatever_a_call_does("ncclCommFinalize").await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn stores_go_on_when_a_pair_is_not_destroyed() {
-    goes_on_whatever_a_call_does("ncclCommDestroy").await;
+// Where the first node closes a pair, and where the second does as it is told so.
+whatever_a_call_does! { goes_on;
+    stores_go_on_when_a_pair_is_not_finalized: BOTH, "" "ncclCommFinalize" 1,
+    stores_go_on_when_a_pair_is_not_destroyed: BOTH, "" "ncclCommDestroy" 1,
 }
