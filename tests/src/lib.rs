@@ -22,6 +22,24 @@ use ureq::tls::{Certificate, RootCerts, TlsConfig};
 /// Longest wait for anything that should happen: a hang guard, not a measure.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Options of `kvhive up`: one coordinator, and two nodes whose memory is filled soon.
+pub const TWO_SMALL_NODES: [&str; 14] = [
+    "--coordinators",
+    "1",
+    "--nodes",
+    "2",
+    "--devices",
+    "1",
+    "--device-memory",
+    "64MiB",
+    "--host-memory",
+    "0",
+    "--block-size",
+    "4KiB",
+    "--strategy",
+    "lru",
+];
+
 /// One cluster at a time in this process: two cores run it.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 

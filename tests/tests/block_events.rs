@@ -57,6 +57,13 @@ impl Publishing {
     }
 
     /// Waits until so many blocks of what is followed under a name are known, and nothing is missing.
+    fn hears_the_first_engine(&self) {
+        self.cluster.until("the engine to be heard", || {
+            let list = self.cluster.json(&["engines"]).ok()?;
+            (list["engines"][0]["known"]["connected"] == true).then_some(())
+        });
+    }
+
     fn knows(&self, name: &str, blocks: u64) -> Value {
         self.cluster.until(&format!("{blocks} blocks of {name} to be known"), || {
             let list = self.cluster.json(&["engines"]).ok()?;
@@ -151,10 +158,7 @@ fn blocks_under_whole_hashes_are_found_by_cut_ones_and_by_tokens() {
     publishing.follow("vllm-0", &engine.events, &engine.replay, &["--blocks-file", &file]);
     // Of the same weights, and never heard.
     publishing.follow("vllm-1", "tcp://127.0.0.1:9", "tcp://127.0.0.1:9", &["--blocks-file", &file]);
-    publishing.cluster.until("the engine to be heard", || {
-        let list = publishing.cluster.json(&["engines"]).ok()?;
-        (list["engines"][0]["known"]["connected"] == true).then_some(())
-    });
+    publishing.hears_the_first_engine();
     engine.say("publish", vec![stored(0..4)]);
     publishing.knows("vllm-0", 4);
     // As vLLM's connector hands them over: whole. Three of four are there.
@@ -188,10 +192,7 @@ fn a_reader_made_for_vllm_reads_kvhives_blocks_by_their_engines_names() {
     let mut engine = Engine::start();
     let file = publishing.blocks_file("tokens");
     publishing.follow("vllm-0", &engine.events, &engine.replay, &["--blocks-file", &file]);
-    publishing.cluster.until("the engine to be heard", || {
-        let list = publishing.cluster.json(&["engines"]).ok()?;
-        (list["engines"][0]["known"]["connected"] == true).then_some(())
-    });
+    publishing.hears_the_first_engine();
     engine.say("publish", vec![stored(0..4)]);
     publishing.knows("vllm-0", 4);
     let blocks = publishing.blocks();

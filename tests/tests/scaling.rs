@@ -1,24 +1,7 @@
 //! A cluster of real processes on this machine that becomes larger and smaller again by `kvhive scale`, with its blocks kept.
 
-use kvhive_tests::{Cluster, Respawned, run};
+use kvhive_tests::{Cluster, Respawned, TWO_SMALL_NODES, run};
 use serde_json::Value;
-
-const OPTIONS: [&str; 14] = [
-    "--coordinators",
-    "1",
-    "--nodes",
-    "2",
-    "--devices",
-    "1",
-    "--device-memory",
-    "64MiB",
-    "--host-memory",
-    "0",
-    "--block-size",
-    "4KiB",
-    "--strategy",
-    "lru",
-];
 
 fn json(cluster: &Cluster, words: &[&str]) -> Value {
     cluster.json(words).expect("it is done")
@@ -48,7 +31,7 @@ fn replay(cluster: &Cluster) -> (u64, u64) {
 #[test]
 fn a_cluster_becomes_larger_and_smaller_with_its_blocks() {
     // The cluster file gives what a cluster begins with; a variable stands for its key.
-    let cluster = Cluster::start_with(&OPTIONS, &[("KVHIVE_SCALING__CEILING", "6")]);
+    let cluster = Cluster::start_with(&TWO_SMALL_NODES, &[("KVHIVE_SCALING__CEILING", "6")]);
     assert_eq!(json(&cluster, &["scale", "status"])["policy"]["ceiling"], 6);
     replay(&cluster);
     let (all, blocks) = replay(&cluster);
@@ -115,7 +98,7 @@ fn a_cluster_becomes_larger_and_smaller_with_its_blocks() {
 
 #[test]
 fn who_follows_has_the_supervisor_start_and_end_nodes_with_every_block_kept() {
-    let cluster = Cluster::start(&OPTIONS);
+    let cluster = Cluster::start(&TWO_SMALL_NODES);
     replay(&cluster);
     let (all, blocks) = replay(&cluster);
     assert_eq!(all, blocks, "everything is there the second time");

@@ -4,25 +4,8 @@
 mod fake;
 
 use fake::Fake;
-use kvhive_tests::{Cluster, Respawned, run_with};
+use kvhive_tests::{Cluster, Respawned, TWO_SMALL_NODES, run_with};
 use serde_json::{Value, json};
-
-const OPTIONS: [&str; 14] = [
-    "--coordinators",
-    "1",
-    "--nodes",
-    "2",
-    "--devices",
-    "1",
-    "--device-memory",
-    "64MiB",
-    "--host-memory",
-    "0",
-    "--block-size",
-    "4KiB",
-    "--strategy",
-    "lru",
-];
 
 /// A cluster whose nodes are a StatefulSet's pods.
 struct Scene {
@@ -32,7 +15,7 @@ struct Scene {
 
 impl Scene {
     fn of_two_pods() -> Scene {
-        let cluster = Cluster::start(&OPTIONS);
+        let cluster = Cluster::start(&TWO_SMALL_NODES);
         let kubernetes = Fake::start(cluster.dir(), 2);
         Scene { cluster, kubernetes }
     }
