@@ -9,3 +9,5 @@ pub(crate) mod process;
 
 #[cfg(test)]
 mod modes_test;
+#[cfg(test)]
+mod one_node;

@@ -1,10 +1,11 @@
 //! What each mode changes: shards made from its knobs, as a node makes them of a cluster's file, do what the mode says. What a node
 //! does by a codec, a priority and a batch's delay is tested there (`node/src/tests/knobs.rs`).
 
+use super::one_node;
 use super::process::{shard_tuning, tuning};
 use kvhive_cache::policy::Strategy;
 use kvhive_cache::{Effect, Reserve, Rules, Shard, ShardConfig, TierCapacity};
-use kvhive_config::{ClusterConfig, Mode};
+use kvhive_config::Mode;
 use kvhive_node::Tuning;
 use kvhive_protocol::block::Codec;
 use kvhive_protocol::data::{About, Run, StoreBlock};
@@ -184,20 +185,8 @@ fn seen(tuning: Tuning) -> Seen {
 
 /// Returns what a node makes of a mode that its cluster's file names.
 fn tuning_of(mode: Mode) -> Tuning {
-    let text = format!(
+    let node = format!(
         r#"
-            [cluster]
-            name = "test"
-            insecure = "allowed"
-            token_file = "token"
-            [raft]
-            [[coordinator]]
-            id = "coord-a"
-            host = "10.0.0.1"
-            data_dir = "/data/a"
-            [[node]]
-            id = "node-a"
-            host = "10.0.0.2"
             mode = "{}"
             block_sizes = [{{ size = "32KiB", share = 0.5 }}, {{ size = "64KiB", share = 0.5 }}]
             [[node.device]]
@@ -205,7 +194,7 @@ fn tuning_of(mode: Mode) -> Tuning {
         "#,
         mode.as_str()
     );
-    let config = ClusterConfig::from_toml(&text, std::iter::empty()).expect("a right file");
+    let config = one_node::config(&node, "");
     tuning(&config.nodes[0])
 }
 

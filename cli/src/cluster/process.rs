@@ -372,31 +372,19 @@ pub(super) fn shard_tuning(knobs: kvhive_config::Tuning) -> Tuning {
 
 #[cfg(test)]
 mod tests {
+    use crate::cluster::one_node;
     use kvhive_cache::policy::{self, Strategy};
-    use kvhive_config::ClusterConfig;
     use kvhive_node::{ClassConfig, DeviceConfig, DeviceMemory, NcclConfig};
 
     #[test]
     fn the_configuration_and_a_node_part_a_disk_alike() {
         let text = r#"
-            [cluster]
-            name = "test"
-            insecure = "allowed"
-            token_file = "token"
-            [raft]
-            [[coordinator]]
-            id = "coord-a"
-            host = "10.0.0.1"
-            data_dir = "/data/a"
-            [[node]]
-            id = "node-a"
-            host = "10.0.0.2"
             disk_dir = "/cache"
             block_sizes = [{ size = "4160B", share = 0.3 }, { size = "64KiB", share = 0.7 }]
             [[node.device]]
             disk = "10MiB"
         "#;
-        let config = ClusterConfig::from_toml(text, std::iter::empty()).expect("a right file");
+        let config = one_node::config(text, "");
         let node = &config.nodes[0];
         let classes = node.block_sizes.iter();
         let classes =
@@ -420,19 +408,6 @@ mod tests {
                 .repeat(usize::from(tls));
             let text = format!(
                 r#"
-                {tls}
-                [cluster]
-                name = "test"
-                insecure = "allowed"
-                token_file = "token"
-                [raft]
-                [[coordinator]]
-                id = "coord-a"
-                host = "10.0.0.1"
-                data_dir = "/data/a"
-                [[node]]
-                id = "node-a"
-                host = "10.0.0.2"
                 {nccl}
                 nccl_after = "3MiB"
                 nccl_max_pairs = 5
@@ -443,7 +418,7 @@ mod tests {
                 kind = "{device}"
                 "#
             );
-            let config = ClusterConfig::from_toml(&text, std::iter::empty()).expect("a right file");
+            let config = one_node::config(&text, &tls);
             super::nccl(&config, &config.nodes[0]).expect("this program is there")
         };
         let (plain, encrypted) = (false, true);
