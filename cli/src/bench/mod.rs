@@ -1,6 +1,7 @@
 //! `kvhive bench`: speed and cost side by side with a baseline measured in the same run, interleaved. The JSON form is
 //! fixed by the design: `{"bench", "machine", "rows": [...]}`.
 
+mod balance;
 mod baseline;
 mod codec;
 mod cpu;
@@ -62,6 +63,9 @@ enum Kind {
     Overload,
     /// Fetch while a node joins a cluster of two, against the same before it comes; blocks moved, against its share
     Join,
+    /// Fetch by Zipf's law (1.1) from eight devices, with one and with two replicas of each slot: what the busiest gives by the mean of all
+    /// after `kvhive balance`, against the same before it. A run takes minutes: what devices report must follow after each change
+    Balance,
     /// Match through the network and within one shard, against raw TCP echo and a hash map; what a match leaves for later, and a
     /// shard's store with its eviction
     Match,
@@ -266,6 +270,7 @@ impl Bench {
             Kind::Guests => ("guests", guests::run(self.runs)?),
             Kind::Overload => ("overload", overload::run(self.runs)?),
             Kind::Join => ("join", join::run(self.runs)?),
+            Kind::Balance => ("balance", balance::run(self.runs)?),
             Kind::Match => ("match", matching::run(self.runs)?),
             Kind::Metadata { baseline: Some(command), baseline_name: Some(name) } => {
                 ("metadata", metadata::against(self.runs, command, name)?)

@@ -6,7 +6,8 @@ use crate::planner::tests::goes_on;
 use crate::registry::tests::Cluster;
 use kvhive_protocol::control::{Command, CommandReply};
 use kvhive_protocol::load::MAX_HOT_SLOTS;
-use kvhive_protocol::{ClusterMap, SLOTS};
+use kvhive_protocol::{ClusterMap, Reason, SLOTS};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,7 +33,8 @@ impl Random {
     }
 }
 
-/// A cluster whose readers ask for keys by Zipf's law, and for each the less busy of two of its replicas.
+/// A cluster whose readers ask for keys by Zipf's law, as clients do: the primary, and where a slot has more replicas than the cluster's
+/// `replicas`, any of them.
 struct World {
     cluster: Cluster,
     planner: Planner,
@@ -99,16 +101,13 @@ impl World {
         let map = self.map();
         let mut carried: BTreeMap<DeviceId, BTreeMap<Slot, u64>> =
             map.devices_up().map(|(device, _)| (device, BTreeMap::new())).collect();
-        let mut busy: BTreeMap<DeviceId, u64> = BTreeMap::new();
         for _ in 0..READS {
             let draw = self.random.unit();
             let key = self.keys.partition_point(|(_, up_to)| *up_to < draw).min(self.keys.len() - 1);
             let slot = self.keys[key].0;
             let set = &map.replicas(slot).0;
-            let two = [set[self.random.below(set.len())], set[self.random.below(set.len())]];
-            let device =
-                two.into_iter().min_by_key(|device| busy.get(device).copied().unwrap_or(0)).expect("two");
-            *busy.entry(device).or_default() += 1;
+            let are_all_asked = set.len() > usize::from(map.settings.replicas);
+            let device = set[if are_all_asked { self.random.below(set.len()) } else { 0 }];
             *carried.entry(device).or_default().entry(slot).or_default() += 1;
         }
         let rate = |reads: u64| reads * 1000 * MIB / READS;
@@ -137,7 +136,7 @@ impl World {
             self.now = self.now + Duration::from_secs(10);
             let work = self.read();
             let map = self.map();
-            let seen = Seen { places: self.planner.places(&map), balanced: &map.balanced, work: &work };
+            let seen = Seen::of(&map, self.planner.places(&map), &work);
             if !self.balancer.is_due(self.now, &self.tuning, true) {
                 continue;
             }
@@ -196,6 +195,25 @@ fn work_by_zipfs_law_on_eight_devices_is_spread_to_within_a_quarter_of_the_mean(
 }
 
 #[test]
+fn who_is_asked_first_is_changed_where_all_have_everything_already() {
+    let mut world = World::new(2, 2, 1000, 1.1, 2);
+    // Every hot key is of a slot that the same device is the primary of.
+    let map = world.map();
+    let is_its = |slot: &Slot| map.replicas(*slot).0[0] == device(1);
+    let mut its = Slot::all().filter(is_its);
+    world.keys[..100].iter_mut().for_each(|(slot, _)| *slot = its.next().expect("half of them are"));
+    let before = world.skew();
+    world.pass(300);
+    let (after, map) = (world.skew(), world.map());
+    assert!(before >= 150 && after <= 125, "{before} % before, {after} % after");
+    assert!(map.slots.iter().all(|set| set.0.len() == 2), "nothing more is held");
+    let told = |one: &Balancing| one.reason.as_str().ends_with("2 replicas, 2/0 is asked first");
+    assert!(world.decisions.iter().any(told), "{:?}", world.decisions);
+    let changed = world.pass(300);
+    assert!(changed <= 4, "{changed} slots changed under a load that did not");
+}
+
+#[test]
 fn what_is_not_read_any_more_goes_back_to_where_its_hash_says() {
     let mut world = World::new(8, 1, 1000, 1.1, 3);
     world.pass(300);
@@ -225,7 +243,7 @@ fn what_is_told_to_come_of_it_is_what_the_changes_come_to_and_no_more() {
     let map = world.map();
     for at_once in [0, 1, 64] {
         let tuning = BalanceTuning { at_once, ..world.tuning };
-        let seen = Seen { places: world.planner.places(&map), balanced: &map.balanced, work: &work };
+        let seen = Seen::of(&map, world.planner.places(&map), &work);
         let decided = decide(&tuning, &seen, world.balancer.handicaps(), |_, is_cold| is_cold);
         assert!(decided.changes.len() <= at_once && decided.changes.is_empty() == (at_once == 0));
         let moved: BTreeSet<DeviceId> = decided
@@ -248,7 +266,7 @@ fn nothing_is_decided_while_slots_move_or_reports_have_not_followed() {
     let mut world = World::new(2, 1, 100, 1.1, 5);
     let map = world.map();
     let work = world.read();
-    let seen = Seen { places: world.planner.places(&map), balanced: &map.balanced, work: &work };
+    let seen = Seen::of(&map, world.planner.places(&map), &work);
     let tuning = BalanceTuning { beyond_percent: 100, aim_percent: 100, ..world.tuning };
     let balancer = &mut world.balancer;
     let mut step = |seconds, is_settled| {
@@ -361,7 +379,7 @@ fn a_slot_that_was_to_leave_who_is_cordoned_since_is_taken_to_be_where_it_stays(
     world.cluster.apply(Command::SetCordon { member: from.member, cordoned: true });
     let (map, work) = (world.map(), world.read());
     assert_eq!(map.balanced[&slot].0, [to]);
-    let seen = Seen { places: world.planner.places(&map), balanced: &map.balanced, work: &work };
+    let seen = Seen::of(&map, world.planner.places(&map), &work);
     let model = Model::of(&seen, &Handicaps::default());
     assert_eq!(model.asked[&slot].set, [from]);
 }

@@ -240,7 +240,7 @@ impl Overseer {
         let Some(reign) = &self.reign else { return BalanceReport::default() };
         let work = reign.work();
         let unsettled = self.planner.unsettled(map);
-        let seen = Seen { places: self.planner.places(map), balanced: &map.balanced, work: &work };
+        let seen = Seen::of(map, self.planner.places(map), &work);
         let mut decided =
             balance::decide(&self.tuning.balance, &seen, reign.balancer.handicaps(), |_, is_cold| is_cold);
         if unsettled > 0 {
@@ -399,7 +399,7 @@ impl Reign {
             return None;
         }
         let work = self.work();
-        let seen = Seen { places: planner.places(map), balanced: &map.balanced, work: &work };
+        let seen = Seen::of(map, planner.places(map), &work);
         let changes = self.balancer.step(now, tuning, &seen);
         counters.balanced += changes.len() as u64;
         let reason = why::balance_reason(&changes);

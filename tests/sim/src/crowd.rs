@@ -10,7 +10,7 @@ use kvhive_protocol::load::{MAX_HOT_SLOTS, Work};
 use kvhive_protocol::map::{DeviceDescription, Settings};
 use kvhive_protocol::{
     ClusterId, ClusterMap, DeviceId, Epoch, Filling, Generation, LogEntry, MemberId, MemberState, Moment,
-    Origin, Reason, RequestId, SLOTS, Slot,
+    Origin, Reason, ReplicaSet, RequestId, SLOTS, Slot,
 };
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -229,7 +229,7 @@ impl Crowd {
         let mut carried: BTreeMap<DeviceId, u64> = map.devices_up().map(|(device, _)| (device, 0)).collect();
         for (slot, set) in map.slots.iter().enumerate() {
             for device in &set.0 {
-                *carried.entry(*device).or_default() += self.rates[slot] / set.0.len() as u64;
+                *carried.entry(*device).or_default() += asked(set, *device, self.rates[slot]);
             }
         }
         carried
@@ -286,7 +286,7 @@ impl Crowd {
                 self.given.insert((*slot, to));
             }
             if set.contains(device) {
-                let rate = self.rates[usize::from(slot.0)] / set.0.len() as u64;
+                let rate = asked(set, device, self.rates[usize::from(slot.0)]);
                 let noise = 100 - NOISE_PERCENT + self.random.below(2 * NOISE_PERCENT + 1);
                 work.hot.push((*slot, rate * noise / 100));
             }
@@ -346,5 +346,15 @@ impl Crowd {
         let proposal = Proposal { request, command };
         let origin = Origin { at_ms: self.now * 1000, reason: Reason::default() };
         Ok(self.registry.apply(self.asked, LogEntry { proposal, origin }))
+    }
+}
+
+/// Returns what of a slot's rate clients ask of one of its replicas: they ask the primary, and where there are more replicas than all slots
+/// have, each its own choice of them.
+fn asked(set: &ReplicaSet, device: DeviceId, rate: u64) -> u64 {
+    match set.0.len() > usize::from(REPLICAS) {
+        true => rate / set.0.len() as u64,
+        false if set.primary() == Some(device) => rate,
+        false => 0,
     }
 }

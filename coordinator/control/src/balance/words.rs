@@ -11,6 +11,10 @@ pub(super) fn said(before: &[DeviceId], after: &[DeviceId]) -> String {
     };
     let replicas = counted(after.len() as u64, "replica");
     match (list(after, before), list(before, after)) {
+        (added, gone) if added.is_empty() && gone.is_empty() => {
+            let first = after.first().map(DeviceId::to_string).unwrap_or_default();
+            format!("{replicas}, {first} is asked first")
+        }
         (added, gone) if gone.is_empty() => format!("{replicas}, on {added} too"),
         (added, gone) if added.is_empty() => format!("{replicas}, not on {gone} any more"),
         (added, gone) => format!("{replicas}, on {added} instead of {gone}"),
