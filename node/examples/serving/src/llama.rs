@@ -291,3 +291,117 @@ impl Model for Llama {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::safetensors;
+    use serde_json::json;
+    use std::collections::HashMap;
+    use std::fs;
+    use std::path::PathBuf;
+
+    const QUESTION: &str = "where are the pallets";
+
+    /// A folder of this test's own.
+    fn folder(name: &str) -> PathBuf {
+        let folder = std::env::temp_dir().join(format!("kvhive-serving-{}-{name}", std::process::id()));
+        fs::create_dir_all(&folder).expect("room");
+        folder
+    }
+
+    /// Writes weights as Hugging Face has them, parted among files as large models are.
+    fn write(folder: &Path, weights: &Weights, dtype: DType) {
+        let shape = &weights.shape;
+        let config = json!({
+            "hidden_size": shape.hidden_size, "intermediate_size": shape.intermediate_size,
+            "num_hidden_layers": shape.num_hidden_layers, "num_attention_heads": shape.num_attention_heads,
+            "num_key_value_heads": shape.num_key_value_heads, "vocab_size": shape.vocab_size,
+            "rms_norm_eps": shape.rms_norm_eps, "rope_parameters": { "rope_theta": 10_000.0, "rope_type": "default" },
+            "model_type": "llama",
+        });
+        fs::write(folder.join("config.json"), config.to_string()).expect("room");
+        let mut files = [HashMap::new(), HashMap::new()];
+        for (name, tensor) in weights.tensors() {
+            let is_first = name.starts_with("model.layers.0.");
+            files[usize::from(!is_first)]
+                .insert(name.clone(), tensor.to_dtype(dtype).expect("they are numbers"));
+        }
+        // Hugging Face's have scales too, which drawn ones have not.
+        let ones = Tensor::ones(shape.hidden_size, dtype, &Device::Cpu).expect("room");
+        files[0].insert("model.layers.0.input_layernorm.weight".to_owned(), ones);
+        for (at, tensors) in files.iter().enumerate() {
+            let file = folder.join(format!("model-0000{}-of-00002.safetensors", at + 1));
+            safetensors::save(tensors, file).expect("room");
+        }
+    }
+
+    /// Returns what a model answers, taking the likeliest token each time.
+    fn answer(model: &Llama, tokens: &[u32]) -> Vec<u32> {
+        let mut past = model.begin(64);
+        let mut logits = model.compute(&mut past, tokens).expect("it computes");
+        let mut answered = Vec::new();
+        for _ in 0..12 {
+            let likeliest = (0..logits.len()).max_by(|one, other| logits[*one].total_cmp(&logits[*other]));
+            answered.push(likeliest.expect("there are tokens") as u32);
+            logits = model.compute(&mut past, &answered[answered.len() - 1..]).expect("it computes");
+        }
+        answered
+    }
+
+    #[test]
+    fn weights_of_a_folder_answer_as_those_that_were_written_there() {
+        let drawn = Weights::seeded(Shape::small(), 42).expect("they are drawn");
+        let model = Llama::new(&drawn, None, 64).expect("it is whole");
+        let tokens = model.tokenize(QUESTION).expect("bytes");
+        let folder = folder("same");
+        write(&folder, &drawn, DType::F32);
+        let read = Weights::read(&folder).expect("it is a Llama's");
+        let again = Llama::new(&read, Some(&folder), 64).expect("it is whole");
+        assert_eq!(answer(&again, &tokens), answer(&model, &tokens));
+        assert!(again.name().ends_with("+bytes") && again.name() != model.name());
+
+        // Weights that differ have another name: their blocks are never taken for each other's.
+        write(&folder, &drawn, DType::BF16);
+        let rounded = Weights::read(&folder).expect("it is a Llama's");
+        assert_ne!(rounded.name, read.name);
+        let rounded = Llama::new(&rounded, None, 64).expect("it is whole");
+        assert_eq!(answer(&rounded, &tokens).len(), 12, "elements of 16 bits are read as well");
+
+        let words = ["[UNK]", "where", "are", "the", "pallets"];
+        let vocab: HashMap<_, _> = words.iter().enumerate().map(|(token, word)| (word, token)).collect();
+        let tokenizer = json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+            "pre_tokenizer": { "type": "Whitespace" }, "post_processor": null, "decoder": null,
+            "model": { "type": "WordLevel", "vocab": vocab, "unk_token": "[UNK]" },
+        });
+        fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).expect("room");
+        let spoken = Llama::new(&read, Some(&folder), 64).expect("it is whole");
+        assert_eq!(spoken.tokenize(QUESTION).expect("words"), [1, 2, 3, 4]);
+        assert_eq!(spoken.detokenize(&[1, 4]).expect("words"), "where pallets");
+        assert!(!spoken.name().ends_with("+bytes"));
+        fs::remove_dir_all(folder).expect("it is this test's own");
+    }
+
+    #[test]
+    fn what_a_folder_lacks_is_named() {
+        let drawn = Weights::seeded(Shape::small(), 1).expect("they are drawn");
+        let folder = folder("lacks");
+        let refused = |of: &Path| match Weights::read(of) {
+            Ok(weights) => Llama::new(&weights, Some(of), 64).err(),
+            Err(error) => Some(error),
+        };
+        let told = |of: &Path| format!("{:#}", refused(of).expect("it is refused"));
+        assert!(told(&folder).contains("cannot read"), "{}", told(&folder));
+        write(&folder, &drawn, DType::F32);
+        assert!(refused(&folder).is_none());
+        fs::remove_file(folder.join("model-00001-of-00002.safetensors")).expect("it is there");
+        assert!(told(&folder).contains("the weights have no model.layers.0."), "{}", told(&folder));
+        fs::remove_file(folder.join("model-00002-of-00002.safetensors")).expect("it is there");
+        assert!(told(&folder).contains("has no *.safetensors"), "{}", told(&folder));
+        let config = fs::read_to_string(folder.join("config.json")).expect("it is there");
+        fs::write(folder.join("config.json"), config.replace("\"default\"", "\"yarn\"")).expect("room");
+        assert!(told(&folder).contains("positions of type \"yarn\" are not known here"), "{}", told(&folder));
+        fs::remove_dir_all(folder).expect("it is this test's own");
+    }
+}

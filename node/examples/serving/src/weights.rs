@@ -141,6 +141,12 @@ impl Weights {
         Ok(tensor.clone())
     }
 
+    /// Returns all of them by name.
+    #[cfg(test)]
+    pub fn tensors(&self) -> &HashMap<String, Tensor> {
+        &self.tensors
+    }
+
     /// Returns a vector that scales; ones where there is none, as in those that are drawn.
     pub fn scale(&self, name: &str, width: usize) -> Result<Tensor> {
         match self.tensors.contains_key(name) {
