@@ -215,6 +215,42 @@ class Dashboard(unittest.TestCase):
         expect(page.locator(".event", has_text="cluster-started")).to_have_count(0)
         self.check_quiet()
 
+    def test_slots_on_their_way_are_an_arc_and_a_row(self):
+        page = self.signed_in(width=390)
+        # What little there is to move here has gone before the page looks: so answers have three slots under way that are not.
+        under_way = []
+
+        def slots(route):
+            body = route.fetch().json()
+            pairs = [tuple(slot["replicas"]) for slot in body["slots"]]
+            under_way[:] = pairs[0]
+            alike = [slot for slot in body["slots"] if tuple(slot["replicas"]) == pairs[0]]
+            for slot in body["slots"]:
+                slot.pop("filling", None)
+            for slot in alike[:3]:
+                slot["filling"] = [slot["replicas"][1]]
+            route.fulfill(json={**body, "moving": 3})
+
+        def cluster(route):
+            body = route.fetch().json()
+            route.fulfill(json={**body, "slots": {**body["slots"], "moving": 3}})
+
+        page.route(re.compile(r"/v1/slots\?"), slots)
+        page.route(re.compile(r"/v1/cluster$"), cluster)
+        row = page.locator("#moves tbody tr")
+        expect(row).to_have_count(1, timeout=PATIENCE_MS)
+        names = {device: page.locator(f'.node:has([data-device="{device}"]) h4').inner_text() for device in under_way}
+        expect(row.locator("th, td")).to_have_text([*(f"{device} {names[device]}" for device in under_way), "3"])
+        expect(page.get_by_role("table", name="Slots on their way")).to_be_visible()
+        expect(page.locator("path.arc")).to_have_count(1)
+        expect(page.locator("#slots .said")).to_contain_text("3 are being copied")
+        self.check_fits(page, 390)
+        page.unroute(re.compile(r"/v1/slots\?"))
+        page.unroute(re.compile(r"/v1/cluster$"))
+        expect(page.locator("#moves")).to_be_hidden(timeout=PATIENCE_MS)
+        expect(page.locator("path.arc")).to_have_count(0)
+        self.check_quiet()
+
     def test_a_coordinator_that_is_gone_is_told_with_where_the_others_are(self):
         page = self.signed_in()
         page.context.set_offline(True)
