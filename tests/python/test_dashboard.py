@@ -49,8 +49,10 @@ class Dashboard(unittest.TestCase):
         page.goto(self.url + "/")
         return page
 
-    def signed_in(self, **more):
+    def signed_in(self, routes=None, **more):
         page = self.page(**more)
+        for path, answer in (routes or {}).items():
+            page.route(path, answer)
         page.get_by_label("Token").fill(self.token)
         page.keyboard.press("Enter")
         expect(page.locator(".node")).to_have_count(2, timeout=PATIENCE_MS)
@@ -216,7 +218,6 @@ class Dashboard(unittest.TestCase):
         self.check_quiet()
 
     def test_slots_on_their_way_are_an_arc_and_a_row(self):
-        page = self.signed_in(width=390)
         # What little there is to move here has gone before the page looks: so answers have three slots under way that are not.
         under_way = []
 
@@ -235,8 +236,7 @@ class Dashboard(unittest.TestCase):
             body = route.fetch().json()
             route.fulfill(json={**body, "slots": {**body["slots"], "moving": 3}})
 
-        page.route(re.compile(r"/v1/slots\?"), slots)
-        page.route(re.compile(r"/v1/cluster$"), cluster)
+        page = self.signed_in({re.compile(r"/v1/slots\?"): slots, re.compile(r"/v1/cluster$"): cluster}, width=390)
         row = page.locator("#moves tbody tr")
         expect(row).to_have_count(1, timeout=PATIENCE_MS)
         names = {device: page.locator(f'.node:has([data-device="{device}"]) h4').inner_text() for device in under_way}
