@@ -36,7 +36,7 @@ class Watched(SeededTransformer):
 
     def prefill(self, tokens: Sequence[int], past: KV) -> tuple[KV, Float32]:
         self.began.set()
-        assert self.may_go.wait(30)
+        assert self.may_go.wait(120)
         self.computed += tokens
         return super().prefill(tokens, past)
 
@@ -151,6 +151,40 @@ def test_of_those_that_wait_the_more_urgent_come_first() -> None:
     with UltraAdaptiveKVCacheEngine(config, model=model) as engine:
         asyncio.run(all_at_once(engine))
     assert order == ["first", "urgent", "plain", "next", "low"]
+
+
+def test_an_engine_for_which_as_many_wait_as_may_is_busy_until_some_have_gone() -> None:
+    config = small_engine()
+    model = Watched(config)
+
+    def one(engine: UltraAdaptiveKVCacheEngine) -> asyncio.Task[Answer]:
+        return asyncio.create_task(engine.process_request({"text": "a", "max_new_tokens": 1}))
+
+    async def crowd(engine: UltraAdaptiveKVCacheEngine) -> None:
+        model.may_go.clear()
+        first = one(engine)
+        await asyncio.to_thread(model.began.wait, 30)
+        waiting = [one(engine) for _ in range(16_384)]
+        # Each takes its place as it begins.
+        await asyncio.sleep(0)
+        with pytest.raises(kvhive.BusyError, match="16384 requests wait already") as raised:
+            await engine.process_request({"text": "b"})
+        assert isinstance(raised.value, kvhive.KvHiveError) and not isinstance(raised.value, ValueError)
+        for gone in waiting[1:]:
+            gone.cancel()
+        ended = await asyncio.gather(*waiting[1:], return_exceptions=True)
+        assert all(isinstance(end, asyncio.CancelledError) for end in ended)
+        # There is room again, though the first is still being computed.
+        late = one(engine)
+        await asyncio.sleep(0)
+        assert not late.done()
+        model.may_go.set()
+        answers = await asyncio.gather(first, waiting[0], late)
+        assert len({answer["result"] for answer in answers}) == 1
+
+    with UltraAdaptiveKVCacheEngine(config, model=model) as engine:
+        asyncio.run(crowd(engine))
+        assert engine.get_stats()["total_requests"] == 3
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,7 @@ fn a_prompt_that_begins_as_anothers_did_is_computed_from_there_and_answered_alik
     cluster.wait(async {
         let first = engine(&connect, Codec::Raw).await;
         let prompt = format!("{SYSTEM}Where are the pallets?");
+        assert!(size_of_val(&first.serve(Request::new(&prompt))) < 1024, "many may wait");
         let answer = first.serve(Request::new(&prompt)).await.expect("it is served");
         assert_eq!((answer.cached_tokens, &answer.tokens), (0, &alone(&prompt)));
         let uncached = first.serve_uncached(Request::new(&prompt)).await.expect("it is served");

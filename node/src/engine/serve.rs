@@ -239,7 +239,8 @@ impl<M: Model> Engine<M> {
         let (engine, place) = (self.clone(), self.parts.turns.join(job.priority));
         async move {
             let turn = place?.turn().await.ok_or(EngineError::Ending)?;
-            engine.answer(job, turn, is_cached).await
+            // Made when its turn has come: it is large, and many may wait.
+            Box::pin(engine.answer(job, turn, is_cached)).await
         }
     }
 
