@@ -57,6 +57,10 @@ fn record_figures(admin: &Admin, figures: &Figures) {
         metrics::gauge!("kvhive_coordinator_block_events_blocks").set(blocks as f64);
         metrics::counter!("kvhive_coordinator_block_events_batches_total").absolute(batches);
     }
+    let hashes = admin.sources.control.engines().hash_figures();
+    metrics::gauge!("kvhive_coordinator_engine_hashes").set(hashes.known as f64);
+    metrics::gauge!("kvhive_coordinator_engine_hashes_room").set(hashes.room as f64);
+    metrics::counter!("kvhive_coordinator_engine_hashes_dropped_total").absolute(hashes.dropped);
     for (name, value) in admin.sources.tracer.figures().named() {
         metrics::counter!(name).absolute(value);
     }

@@ -21,7 +21,8 @@ use kvhive_protocol::{Moment, WireError};
 use kvhive_runtime::Clock;
 use kvhive_wire::Tls;
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use tokio::sync::watch;
 use tracing::info;
@@ -35,7 +36,20 @@ pub(crate) struct Engines {
     hive: Hive,
     /// Who wants to know how engines name blocks.
     names: Option<Teller>,
+    /// Hashes that were forgotten for want of room, of lists that are here no longer too.
+    forgotten: Arc<AtomicU64>,
     clock: Arc<dyn Clock>,
+}
+
+/// How large the lists of hashes in full are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct HashFigures {
+    /// Hashes that are known.
+    pub(crate) known: u64,
+    /// Hashes that may be known.
+    pub(crate) room: u64,
+    /// Hashes that were forgotten because no more may be known.
+    pub(crate) dropped: u64,
 }
 
 /// One engine that is followed.
@@ -44,6 +58,7 @@ pub(crate) struct One {
     names: Option<Teller>,
     /// The hashes that name its blocks in kvhive, where such hashes do; those that share their names there share these.
     hashes: Option<Arc<Mutex<Hashes>>>,
+    forgotten: Arc<AtomicU64>,
     state: Mutex<State>,
 }
 
@@ -56,14 +71,20 @@ pub(crate) struct State {
 }
 
 impl One {
-    fn new(engine: Engine, room: usize, names: Option<Teller>, hashes: Option<Arc<Mutex<Hashes>>>) -> One {
+    fn new(
+        engine: Engine,
+        room: usize,
+        names: Option<Teller>,
+        hashes: Option<Arc<Mutex<Hashes>>>,
+        forgotten: Arc<AtomicU64>,
+    ) -> One {
         let state = State {
             feed: Feed::new(room, engine.replay.is_some()),
             trouble: String::new(),
             ignored: 0,
             busy: Busy::default(),
         };
-        One { engine: Arc::new(engine), names, hashes, state: Mutex::new(state) }
+        One { engine: Arc::new(engine), names, hashes, forgotten, state: Mutex::new(state) }
     }
 
     /// Takes in what a batch of its events says of names: for who publishes block events by the same, and for who asks by them.
@@ -79,6 +100,14 @@ impl One {
         self.hashes.as_ref().map(|hashes| hashes.lock().unwrap_or_else(|poison| poison.into_inner()))
     }
 
+    /// Changes its hashes, and counts those that have no room any more.
+    fn change(&self, change: impl FnOnce(&mut Hashes)) {
+        let Some(mut hashes) = self.hashes() else { return };
+        let before = hashes.dropped();
+        change(&mut hashes);
+        self.forgotten.fetch_add(hashes.dropped() - before, Ordering::Relaxed);
+    }
+
     /// Learns what hashes a batch of its events tells of.
     fn learn(&self, payload: &[u8]) {
         if self.hashes.is_none() {
@@ -91,10 +120,11 @@ impl One {
             let parent = blocks.parent.as_ref().map(|parent| parent.engine());
             told.push((parent, whole.zip(blocks.contents()).collect()));
         });
-        let Some(mut hashes) = self.hashes() else { return };
-        for (parent, blocks) in &told {
-            hashes.learn(*parent, blocks.iter().map(|(hash, content)| (&hash[..], *content)));
-        }
+        self.change(|hashes| {
+            for (parent, blocks) in &told {
+                hashes.learn(*parent, blocks.iter().map(|(hash, content)| (&hash[..], *content)));
+            }
+        });
     }
 
     /// Returns a prompt by what names its blocks in kvhive: where the engine's hashes do, by these in full, as far as any engine has told of them.
@@ -157,7 +187,8 @@ impl Engines {
         names: Option<Teller>,
         clock: Arc<dyn Clock>,
     ) -> Engines {
-        Engines { followed: RwLock::default(), hive: Hive::new(coordinators, token, tls), names, clock }
+        let hive = Hive::new(coordinators, token, tls);
+        Engines { followed: RwLock::default(), hive, names, forgotten: Arc::default(), clock }
     }
 
     /// Follows whom the coordinators agree on, until `stop`.
@@ -199,7 +230,8 @@ impl Engines {
                     let known = alike.and_then(|one| one.hashes.clone());
                     let hashes = is_named_by_hashes(engine)
                         .then(|| known.unwrap_or_else(|| Arc::new(Mutex::new(Hashes::new(room)))));
-                    let one = Arc::new(One::new(engine.clone(), room, self.names.clone(), hashes));
+                    let (names, forgotten) = (self.names.clone(), self.forgotten.clone());
+                    let one = Arc::new(One::new(engine.clone(), room, names, hashes, forgotten));
                     lines.insert(name.clone(), Line::start(one.clone()));
                     followed.insert(name.clone(), one);
                 }
@@ -207,9 +239,13 @@ impl Engines {
         }
         // Each that shares a list brings its own room.
         for one in followed.values() {
-            if let (Some(of), Some(mut hashes)) = (&one.hashes, one.hashes()) {
-                hashes.set_room(room.saturating_mul(Arc::strong_count(of)).min(MAX_INDEXED_BLOCKS));
-            }
+            // By those that are followed: one whose line has yet to end brings none.
+            let shares = |other: &&Arc<One>| match (&one.hashes, &other.hashes) {
+                (Some(own), Some(other)) => Arc::ptr_eq(own, other),
+                _ => false,
+            };
+            let sharing = followed.values().filter(shares).count();
+            one.change(|hashes| hashes.set_room(room.saturating_mul(sharing).min(MAX_INDEXED_BLOCKS)));
         }
     }
 
@@ -231,6 +267,23 @@ impl Engines {
     pub(crate) fn list(&self) -> Vec<Followed> {
         let now = self.clock.now();
         self.all().iter().map(|one| one.shown(now)).collect()
+    }
+
+    /// Says how large the lists of hashes in full are, all together.
+    pub(crate) fn hash_figures(&self) -> HashFigures {
+        let dropped = self.forgotten.load(Ordering::Relaxed);
+        let mut figures = HashFigures { dropped, ..HashFigures::default() };
+        let mut counted = BTreeSet::new();
+        for one in self.all() {
+            // Several share one.
+            if let (Some(of), Some(hashes)) = (&one.hashes, one.hashes())
+                && counted.insert(Arc::as_ptr(of).addr())
+            {
+                figures.known += hashes.len() as u64;
+                figures.room += hashes.room() as u64;
+            }
+        }
+        figures
     }
 
     /// Says how many blocks from the first on kvhive has of an engine's prompt by its hashes: of the engine of this name, or of the only one

@@ -10,7 +10,12 @@ use kvhive_protocol::routing::RouteRequest;
 use serde_json::{Value, json};
 
 fn follow(group: &Group, name: &str, engine: &FakeEngine) {
-    let asked = json!({
+    follow_as(group, name, engine, json!({}));
+}
+
+/// Follows an engine of which more is known.
+fn follow_as(group: &Group, name: &str, engine: &FakeEngine, more: Value) {
+    let mut asked = json!({
         "name": name,
         "model": "tiny@1",
         "block_tokens": BLOCK_TOKENS,
@@ -18,6 +23,9 @@ fn follow(group: &Group, name: &str, engine: &FakeEngine) {
         "replay": format!("tcp://{}", engine.replay),
         "topic": "kv@",
     });
+    for (field, value) in more.as_object().expect("fields") {
+        asked[field] = value.clone();
+    }
     let answer = group.admin(0).post("/v1/engines", &asked.to_string());
     assert_eq!(answer.status, 201, "{answer:?}");
     for at in group.living() {
@@ -104,6 +112,30 @@ fn every_coordinator_hears_an_engine_and_says_who_has_a_prompt() {
             route(&door, &json!({"tokens": prompt, "candidates": [busy, "two"], "weights": weights}));
         assert_eq!(chosen["engine"], "one", "{chosen}");
     }
+}
+
+#[test]
+fn metrics_say_how_many_hashes_of_engines_are_remembered() {
+    let group = Group::of(1);
+    let (engine, other) = (FakeEngine::start(), FakeEngine::start());
+    let layout = json!({"layers": 2, "kv_heads": 2, "head_dim": 16, "tokens": BLOCK_TOKENS, "dtype": "f16", "order": "layers-first"});
+    follow_as(&group, "one", &engine, json!({"blocks": {"layout": layout, "named_by": "hashes"}}));
+    follow(&group, "two", &other);
+    engine.publish(vec![stored(7, 0..4), stored(7, 4..6), removed(7, 5)]);
+    other.publish(vec![stored(8, 0..3)]);
+    heard(&group, "one", &engine, 5);
+    heard(&group, "two", &other, 3);
+    let metrics = group.admin(0).get("/metrics").body;
+    let figures = metrics.lines().filter(|line| line.starts_with("kvhive_coordinator_engine_hashes"));
+    let mut figures: Vec<&str> = figures.collect();
+    figures.sort_unstable();
+    let expected = [
+        // What left the engine may be in kvhive.
+        "kvhive_coordinator_engine_hashes 6",
+        "kvhive_coordinator_engine_hashes_dropped_total 0",
+        "kvhive_coordinator_engine_hashes_room 262144",
+    ];
+    assert_eq!(figures, expected);
 }
 
 #[test]

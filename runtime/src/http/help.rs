@@ -12,6 +12,15 @@ pub const HELP: &[(&str, &str)] = &[
     ),
     ("kvhive_coordinator_committed_index", "Index of the last log entry that a majority has"),
     ("kvhive_coordinator_elections_won_total", "Times this coordinator became leader"),
+    (
+        "kvhive_coordinator_engine_hashes",
+        "Hashes of followed engines' blocks that are remembered in full, for routes and check_blocks",
+    ),
+    (
+        "kvhive_coordinator_engine_hashes_dropped_total",
+        "Hashes of followed engines' blocks forgotten because no more may be remembered: the oldest go first",
+    ),
+    ("kvhive_coordinator_engine_hashes_room", "Hashes of followed engines' blocks that may be remembered"),
     ("kvhive_coordinator_epoch", "Epoch of the cluster map that this coordinator has"),
     (
         "kvhive_coordinator_heartbeats_fenced_total",

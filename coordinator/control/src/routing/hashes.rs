@@ -37,6 +37,7 @@ pub struct Hashes {
     order: VecDeque<(u64, EngineHash)>,
     room: usize,
     told: u64,
+    dropped: u64,
 }
 
 impl Hashes {
@@ -48,6 +49,7 @@ impl Hashes {
             order: VecDeque::new(),
             room,
             told: 0,
+            dropped: 0,
         }
     }
 
@@ -65,6 +67,16 @@ impl Hashes {
     /// Says whether none is.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+
+    /// Returns how many may be known.
+    pub fn room(&self) -> usize {
+        self.room
+    }
+
+    /// Returns how many were forgotten because no more may be known.
+    pub fn dropped(&self) -> u64 {
+        self.dropped
     }
 
     /// Takes in hashes of blocks that follow one another, the first one `parent`, and what each is made of where that is known.
@@ -146,6 +158,7 @@ impl Hashes {
             if self.entries.get(&hash).is_some_and(|entry| entry.told == told)
                 && let Some(entry) = self.entries.remove(&hash)
             {
+                self.dropped += 1;
                 self.leave(hash, entry.step);
             }
         }

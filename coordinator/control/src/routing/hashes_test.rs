@@ -78,11 +78,12 @@ fn a_hash_that_another_engine_cuts_stays_whole() {
 fn what_was_told_longest_ago_is_forgotten_first() {
     let mut hashes = three();
     hashes.learn(None, [(&hash(1)[..], made_of(0..4))]);
+    assert_eq!((hashes.len(), hashes.room(), hashes.dropped()), (3, 100, 0));
     hashes.set_room(2);
-    assert_eq!(hashes.len(), 2);
+    assert_eq!((hashes.len(), hashes.room(), hashes.dropped()), (2, 2, 1));
     assert_eq!(hashes.of(&of_tokens(0..12, None), 4), whole(&[1, 2]), "the third was told first");
     hashes.set_room(0);
-    assert!(hashes.is_empty());
+    assert!(hashes.is_empty() && hashes.dropped() == 3);
 }
 
 proptest! {
