@@ -1,6 +1,7 @@
 //! What a worker does for its scheduler: which questions are put to the cluster, how much memory what is on its way may take, and
 //! what is answered. Every question is answered, whatever the cluster does.
 
+use crate::figures::{Figures, NotSaved};
 use crate::groups::Groups;
 use crate::orders::{AskId, Order, Placed, Report, SaveId};
 use crate::rest::Rest;
@@ -59,6 +60,8 @@ pub enum Event {
         /// Blocks that are in the cluster now; none when it did not answer.
         kept: Option<usize>,
     },
+    /// Nothing of a save was copied, or what was copied cannot be stored: nobody was asked to take it.
+    Unsaved(SaveId),
 }
 
 /// What is to be done.
@@ -104,6 +107,8 @@ pub enum Effect {
         /// Which blocks.
         blocks: Vec<Placed>,
     },
+    /// Say why some blocks are not saved.
+    NotSaved(NotSaved),
     /// See that this becomes of a request's blocks.
     Wish {
         /// The request's names.
@@ -115,29 +120,6 @@ pub enum Effect {
     },
     /// Answer the scheduler.
     Report(Report),
-}
-
-/// What a worker has done.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Figures {
-    /// Questions.
-    pub asks: u64,
-    /// Questions that were answered without asking a cluster that is left alone.
-    pub unasked: u64,
-    /// Questions that the cluster did not answer in time.
-    pub late: u64,
-    /// Tokens that were asked for.
-    pub tokens_asked: u64,
-    /// Tokens that were loaded.
-    pub tokens_loaded: u64,
-    /// Blocks that came and were not used.
-    pub blocks_wasted: u64,
-    /// Blocks that were saved.
-    pub blocks_saved: u64,
-    /// Blocks that were to be saved and are not in the cluster.
-    pub blocks_lost: u64,
-    /// Times that there was no memory for something.
-    pub no_memory: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -157,6 +139,8 @@ struct Asked {
     stage: Stage,
     bytes: u64,
     blocks: u64,
+    /// Tokens of it that go into the engine's blocks.
+    loaded: u32,
 }
 
 /// The worker's side.
@@ -170,7 +154,10 @@ pub struct Courier {
     /// Bytes and blocks of each save under way.
     saves: BTreeMap<SaveId, (u64, u64)>,
     used: u64,
+    /// From questions, for which a request waits: who answers too late for these may well be in time for a save.
     rest: Rest,
+    /// From saves.
+    saves_rest: Rest,
     figures: Figures,
 }
 
@@ -187,6 +174,7 @@ impl Courier {
             saves: BTreeMap::new(),
             used: 0,
             rest: Rest::default(),
+            saves_rest: Rest::default(),
             figures: Figures::default(),
         }
     }
@@ -211,7 +199,12 @@ impl Courier {
         !self.saves.is_empty()
     }
 
-    /// Says whether the cluster is left alone for a while.
+    /// Returns how many blocks are being saved.
+    pub fn saving(&self) -> u64 {
+        self.saves.values().map(|(_, blocks)| blocks).sum()
+    }
+
+    /// Says whether the cluster is asked nothing for a while.
     pub fn is_resting(&self) -> bool {
         self.rest.is_resting()
     }
@@ -225,6 +218,7 @@ impl Courier {
             Event::Fetched { ask, blocks, is_late } => self.on_fetched(now, ask, &blocks, is_late, effects),
             Event::Loaded(ask) => self.on_loaded(ask),
             Event::Stored { save, kept } => self.on_stored(now, save, kept, effects),
+            Event::Unsaved(save) => self.on_unsaved(save, effects),
         }
         self.go_on(now, effects);
     }
@@ -243,10 +237,22 @@ impl Courier {
                 let left = self.limits.wait.min(Duration::from_millis(u64::from(left_ms)));
                 let (until, stage) = (now + left, Stage::Waits);
                 let end = end.min(self.groups.whole(self.groups.named(names.len())));
-                self.asks.insert(ask, Asked { names, from, end, until, stage, bytes: 0, blocks: 0 });
+                self.asks
+                    .insert(ask, Asked { names, from, end, until, stage, bytes: 0, blocks: 0, loaded: 0 });
                 self.waiting.push_back(ask);
             }
-            Order::Load { ask, groups } => effects.push(Effect::Load { ask, groups }),
+            Order::Load { ask, groups } => {
+                // The engine may have come upon more of its own since it asked.
+                let tokens = groups.iter().enumerate().map(|(group, placed)| {
+                    u32::try_from(placed.len())
+                        .unwrap_or(u32::MAX)
+                        .saturating_mul(self.groups.block_tokens(group))
+                });
+                if let Some(asked) = self.asks.get_mut(&ask) {
+                    asked.loaded = tokens.max().unwrap_or_default();
+                }
+                effects.push(Effect::Load { ask, groups });
+            }
             Order::Drop { ask } => {
                 self.waiting.retain(|waiting| *waiting != ask);
                 if let Some(asked) = self.asks.remove(&ask) {
@@ -289,21 +295,28 @@ impl Courier {
             |names: &&Names| group < self.groups.len() && self.groups.hash_of(group, last) < names.len();
         let names = self.names.get(request).filter(is_named).cloned();
         let bytes = self.limits.block_bytes.get(group).map_or(0, |each| each.saturating_mul(count));
-        let has_room = bytes <= self.limits.memory - self.used;
-        if !has_room {
-            self.figures.no_memory += 1;
-        }
-        match names.filter(|_| has_room && self.rest.lets(now)) {
+        let (has_room, is_known) = (bytes <= self.limits.memory - self.used, names.is_some());
+        self.figures.no_memory += u64::from(!has_room);
+        match names.filter(|_| has_room && self.saves_rest.lets(now)) {
             Some(names) => {
                 self.used += bytes;
                 self.saves.insert(save, (bytes, count));
                 effects.push(Effect::Save { save, names, group, blocks });
             }
             None => {
-                self.figures.blocks_lost += count;
-                effects.push(Effect::Report(Report::Lost { save }));
+                effects.push(Effect::NotSaved(match (has_room, is_known) {
+                    (false, _) => NotSaved::NoMemory,
+                    (true, false) => NotSaved::Unnamed,
+                    (true, true) => NotSaved::Rests,
+                }));
+                self.lose(save, count, effects);
             }
         }
+    }
+
+    fn lose(&mut self, save: SaveId, blocks: u64, effects: &mut Vec<Effect>) {
+        self.figures.blocks_lost += blocks;
+        effects.push(Effect::Report(Report::Lost { save }));
     }
 
     /// Puts the questions that wait to the cluster, as far as it is asked.
@@ -344,7 +357,7 @@ impl Courier {
             self.rest.failed(now);
             return self.answer(ask, None, effects);
         };
-        self.rest.answered();
+        self.answered();
         let Some(asked) = self.asks.get_mut(&ask) else { return };
         let reaches = blocks.iter().enumerate().map(|(group, blocks)| {
             let blocks = u32::try_from(*blocks).unwrap_or(u32::MAX);
@@ -388,7 +401,7 @@ impl Courier {
     ) {
         match is_late {
             true => self.rest.failed(now),
-            false => self.rest.answered(),
+            false => self.answered(),
         }
         self.figures.late += u64::from(is_late);
         let Some(asked) = self.asks.get_mut(&ask) else { return };
@@ -428,7 +441,7 @@ impl Courier {
     fn on_loaded(&mut self, ask: AskId) {
         if let Some(asked) = self.asks.remove(&ask) {
             self.used -= asked.bytes;
-            self.figures.tokens_loaded += u64::from(asked.end - asked.from);
+            self.figures.tokens_loaded += u64::from(asked.loaded);
         }
     }
 
@@ -436,13 +449,30 @@ impl Courier {
         let Some((bytes, blocks)) = self.saves.remove(&save) else { return };
         self.used -= bytes;
         match kept {
-            Some(_) => self.rest.answered(),
-            None => self.rest.failed(now),
+            Some(_) => self.answered(),
+            None => {
+                self.rest.failed(now);
+                self.saves_rest.failed(now);
+            }
         }
         let kept = kept.unwrap_or(0) as u64;
         self.figures.blocks_saved += kept;
         self.figures.blocks_lost += blocks.saturating_sub(kept);
         let report = if kept >= blocks { Report::Saved { save } } else { Report::Lost { save } };
         effects.push(Effect::Report(report));
+    }
+
+    fn on_unsaved(&mut self, save: SaveId, effects: &mut Vec<Effect>) {
+        let Some((bytes, blocks)) = self.saves.remove(&save) else { return };
+        self.used -= bytes;
+        // It may have been the one that was to see whether the cluster is back.
+        self.saves_rest.gave_up();
+        self.lose(save, blocks, effects);
+    }
+
+    /// Takes in that the cluster answered something.
+    fn answered(&mut self) {
+        self.rest.answered();
+        self.saves_rest.answered();
     }
 }

@@ -1,6 +1,7 @@
 //! The courier's rules, and that every question is answered whatever happens.
 
-use crate::courier::{Courier, CourierLimits, Effect, Event, Figures};
+use crate::courier::{Courier, CourierLimits, Effect, Event};
+use crate::figures::{Figures, NotSaved};
 use crate::groups::{Group, Groups};
 use crate::orders::{AskId, Order, Placed, Report, SaveId};
 use crate::wishes::Wish;
@@ -73,6 +74,15 @@ fn one(blocks: Range<usize>) -> Vec<Range<usize>> {
     std::iter::once(blocks).collect()
 }
 
+/// What is told of a save that is not made.
+fn unsaved(save: u64, why: NotSaved) -> [Effect; 2] {
+    [Effect::NotSaved(why), lost(save)]
+}
+
+fn lost(save: u64) -> Effect {
+    Effect::Report(Report::Lost { save: SaveId(save) })
+}
+
 fn answered(ask: u64, end: u32) -> Effect {
     Effect::Report(Report::Answered { ask: AskId(ask), end })
 }
@@ -129,7 +139,7 @@ fn memory_bounds_what_is_on_its_way() {
     story.ask(2, 0, 64);
     let effects = story.found(2, &[4]);
     assert!(matches!(&effects[..], [Effect::Fetch { groups, .. }] if *groups == one(0..2)), "what fits");
-    assert_eq!(story.save(3, 1), [Effect::Report(Report::Lost { save: SaveId(3) })]);
+    assert_eq!(story.save(3, 1), unsaved(3, NotSaved::NoMemory));
     let stored = Event::Stored { save: SaveId(1), kept: Some(3) };
     assert_eq!(story.step(stored), [Effect::Report(Report::Saved { save: SaveId(1) })]);
     assert!(matches!(&story.save(4, 3)[..], [Effect::Save { .. }]));
@@ -145,13 +155,49 @@ fn a_cluster_that_is_silent_costs_two_waits_and_is_then_left_alone() {
     assert_eq!(story.silent(2), [answered(2, 0)]);
     assert!(story.courier.is_resting());
     assert_eq!(story.ask(3, 0, 64), [answered(3, 0)], "at once");
-    assert_eq!(story.save(4, 1), [Effect::Report(Report::Lost { save: SaveId(4) })]);
+    assert!(matches!(&story.save(4, 1)[..], [Effect::Save { .. }]), "no request waits for it");
     story.now = story.now + Duration::from_secs(1);
     assert!(matches!(&story.ask(5, 0, 64)[..], [Effect::Find { .. }]), "one sees whether it is back");
     assert_eq!(story.ask(6, 0, 64), [answered(6, 0)]);
     assert_eq!(story.found(5, &[0]), [answered(5, 0)]);
     assert!(!story.courier.is_resting());
     assert_eq!(story.courier.figures().unasked, 2);
+}
+
+#[test]
+fn saves_that_nobody_answers_are_made_again_after_a_while_by_one_first() {
+    let mut story = Story::begin(courier(&[None], 1000, 4), 4);
+    for save in [1, 2] {
+        assert!(matches!(&story.save(save, 1)[..], [Effect::Save { .. }]));
+        assert_eq!(story.step(Event::Stored { save: SaveId(save), kept: None }), [lost(save)]);
+    }
+    assert_eq!(story.save(3, 1), unsaved(3, NotSaved::Rests));
+    assert_eq!(story.ask(4, 0, 64), [answered(4, 0)], "who takes no save answers no question");
+    story.now = story.now + Duration::from_millis(500);
+    assert!(matches!(&story.save(5, 1)[..], [Effect::Save { .. }]), "one sees whether it is back");
+    assert_eq!(story.save(6, 1), unsaved(6, NotSaved::Rests));
+    // It was never sent: another one sees.
+    assert_eq!(story.step(Event::Unsaved(SaveId(5))), [lost(5)]);
+    assert!(matches!(&story.save(7, 1)[..], [Effect::Save { .. }]));
+    assert_eq!(story.save(8, 1), unsaved(8, NotSaved::Rests), "nobody has answered yet");
+    let saved = Effect::Report(Report::Saved { save: SaveId(7) });
+    assert_eq!(story.step(Event::Stored { save: SaveId(7), kept: Some(1) }), [saved]);
+    assert!(matches!(&story.save(9, 1)[..], [Effect::Save { .. }]));
+    assert!(matches!(&story.ask(10, 0, 64)[..], [Effect::Find { .. }]));
+    assert_eq!((story.courier.figures().blocks_lost, story.courier.saving()), (6, 1));
+}
+
+#[test]
+fn what_is_loaded_counts_and_not_what_was_asked_for() {
+    let mut story = Story::begin(courier(&[None], 1000, 4), 4);
+    story.ask(1, 0, 64);
+    story.found(1, &[4]);
+    story.step(Event::Fetched { ask: AskId(1), blocks: vec![4], is_late: false });
+    // Meanwhile its engine has computed three of the four itself.
+    let groups = vec![vec![Placed { at: 3, block: 7 }]];
+    story.step(Event::Told(Order::Load { ask: AskId(1), groups }));
+    story.step(Event::Loaded(AskId(1)));
+    assert_eq!(story.courier.figures().tokens_loaded, 16);
 }
 
 #[test]
@@ -201,8 +247,8 @@ fn a_save_of_which_a_part_is_kept_counts_as_lost() {
     let mut story = Story::begin(courier(&[None], 1000, 1), 4);
     story.save(1, 3);
     assert!(story.courier.is_saving());
-    let lost = Effect::Report(Report::Lost { save: SaveId(1) });
-    assert_eq!(story.step(Event::Stored { save: SaveId(1), kept: Some(2) }), [lost]);
+    assert_eq!(story.courier.saving(), 3);
+    assert_eq!(story.step(Event::Stored { save: SaveId(1), kept: Some(2) }), [lost(1)]);
     assert!(!story.courier.is_saving());
     let figures = story.courier.figures();
     assert_eq!((figures.blocks_saved, figures.blocks_lost), (2, 1));
@@ -211,7 +257,7 @@ fn a_save_of_which_a_part_is_kept_counts_as_lost() {
 #[test]
 fn blocks_without_names_are_not_saved() {
     let mut story = Story::begin(courier(&[None], 1000, 1), 2);
-    assert_eq!(story.save(1, 3), [Effect::Report(Report::Lost { save: SaveId(1) })]);
+    assert_eq!(story.save(1, 3), unsaved(1, NotSaved::Unnamed));
 }
 
 #[derive(Clone, Debug)]
@@ -223,6 +269,7 @@ enum Happening {
     Fetched { which: usize, blocks: (u8, u8), is_late: bool },
     Loaded { which: usize },
     Stored { which: usize, kept: Option<u8> },
+    Unsaved { which: usize },
     Time { millis: u16 },
 }
 
@@ -237,8 +284,9 @@ fn happening() -> impl Strategy<Value = Happening> {
         3 => (which.clone(), (0..9u8, 0..9u8), any::<bool>())
             .prop_map(|(which, blocks, is_late)| Happening::Fetched { which, blocks, is_late }),
         2 => which.clone().prop_map(|which| Happening::Loaded { which }),
-        2 => (which, proptest::option::weighted(0.8, 0..9u8))
+        2 => (which.clone(), proptest::option::weighted(0.8, 0..9u8))
             .prop_map(|(which, kept)| Happening::Stored { which, kept }),
+        1 => which.prop_map(|which| Happening::Unsaved { which }),
         1 => (0..3000u16).prop_map(|millis| Happening::Time { millis }),
     ]
 }
@@ -305,6 +353,11 @@ proptest! {
                     saving.retain(|one| *one != save);
                     Event::Stored { save: SaveId(save), kept: kept.map(usize::from) }
                 }
+                Happening::Unsaved { which } => {
+                    let Some(save) = nth(&saving, which) else { continue };
+                    saving.retain(|one| *one != save);
+                    Event::Unsaved(SaveId(save))
+                }
                 Happening::Time { millis } => {
                     story.now = story.now + Duration::from_millis(u64::from(millis));
                     Event::Looked
@@ -325,7 +378,10 @@ proptest! {
                     Effect::Report(Report::Saved { save } | Report::Lost { save }) => {
                         prop_assert!(saves.remove(&save.0), "reported twice");
                     }
-                    Effect::Release(_) | Effect::Load { .. } | Effect::Wish { .. } => {}
+                    Effect::Release(_)
+                    | Effect::Load { .. }
+                    | Effect::NotSaved(_)
+                    | Effect::Wish { .. } => {}
                 }
             }
             prop_assert!(story.courier.used() <= 1500);

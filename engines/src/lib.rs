@@ -6,6 +6,7 @@
 pub mod courier;
 #[cfg(test)]
 mod courier_test;
+pub mod figures;
 pub mod fingerprint;
 pub mod groups;
 pub mod known;
@@ -19,7 +20,8 @@ pub mod stops;
 pub mod tasks;
 pub mod wishes;
 
-pub use courier::{Courier, CourierLimits, Effect, Event, Figures};
+pub use courier::{Courier, CourierLimits, Effect, Event};
+pub use figures::{Figures, NotSaved};
 pub use fingerprint::fingerprint;
 pub use groups::{BadGroups, Group, Groups};
 pub use lookups::{Lookup, Lookups};

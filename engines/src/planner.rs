@@ -15,7 +15,7 @@ use thiserror::Error;
 const MOST_SAVES: usize = 4096;
 /// How often one request is asked for while it waits for its turn: what it has of itself may shrink meanwhile.
 const MOST_TRIES: u32 = 2;
-/// Workers answer within their limit. Who has heard nothing for so long hears nothing any more.
+/// Workers answer within their limit. Who has heard nothing for so much longer hears nothing any more.
 const SILENCE: Duration = Duration::from_secs(60);
 /// The block of an engine that holds nothing: it stands where layers have forgotten.
 const NOTHING: u32 = 0;
@@ -173,7 +173,8 @@ impl Planner {
             Stage::Over => Matched::Tokens(0),
             Stage::Asked { ask, end: asked } => {
                 let since = self.asks.get(&ask).map(|asking| asking.since);
-                let is_silent = since.is_none_or(|since| now.since(since) >= SILENCE);
+                let is_silent =
+                    since.is_none_or(|since| now.since(since) >= self.limits.wait.saturating_add(SILENCE));
                 if local < asked && !is_silent {
                     return Matched::Wait;
                 }

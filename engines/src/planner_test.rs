@@ -186,9 +186,22 @@ fn no_request_waits_longer_than_its_limit_for_its_turn() {
     story.later(1);
     assert_eq!(story.matched("s", 0, 70), Matched::Tokens(0));
     assert_eq!(story.matched("r", 0, 70), Matched::Wait, "its worker answers within its own limit");
-    story.later(60_000);
+    story.later(59_999);
+    assert_eq!(story.matched("r", 0, 70), Matched::Wait);
+    story.later(1);
     assert_eq!(story.matched("r", 0, 70), Matched::Tokens(0), "unless it never does");
     assert_eq!(story.planner.orders().last(), Some(&Order::Drop { ask: AskId(1) }));
+}
+
+#[test]
+fn a_worker_that_may_answer_late_is_not_given_up_before() {
+    let mut story = Story::begin(&[None], PlannerLimits { wait: Duration::from_secs(300), ..LIMITS });
+    story.request("r", "abcd");
+    assert_eq!(story.matched("r", 0, 70), Matched::Wait);
+    story.later(299_000);
+    assert_eq!(story.matched("r", 0, 70), Matched::Wait);
+    story.answer(1, 64);
+    assert_eq!(story.matched("r", 0, 70), Matched::Tokens(64));
 }
 
 #[test]

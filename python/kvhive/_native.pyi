@@ -321,7 +321,7 @@ class EngineCourier:
         """Returns what went wrong since this was asked last."""
     def figures(self) -> list[tuple[str, int]]: ...
     def flush(self, limit: float) -> bool:
-        """Waits until nothing is being saved any more; says whether that is so."""
+        """Waits until nothing is being saved any more; says whether that is so. What still is, `trouble` tells."""
 
 @final
 class EngineTier:

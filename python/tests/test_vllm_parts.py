@@ -145,8 +145,52 @@ def test_a_cluster_that_never_answered_stops_nobody(silent_address: str) -> None
     assert matched(planner, worker, "r", 4 * TOKENS, hashes("e", 3)) == 0
     planner.scheduled("r", [[1, 2, 3]], True, 3 * TOKENS, hashes("e", 3))
     worker.step(planner, {1: 1, 2: 2, 3: 3})
+    # An engine that ends now says what it does not wait for.
+    assert not worker.courier.flush(0.01)
+    # And what went wrong before is not hidden by it.
+    assert str(worker.courier.trouble()).endswith("; 3 blocks are still being saved after 10ms")
     assert worker.courier.flush(PATIENCE_SECONDS)
     assert dict(worker.courier.figures())["blocks_lost"] == 3
+    assert worker.courier.trouble(), "that they are lost is told too"
+
+
+def test_blocks_for_which_memory_has_no_room_are_told_of(node: kvhive.EmbeddedNode) -> None:
+    worker, planner = Worker(node.coordinators, node.token, "small memory", memory=2 * BLOCK), planner_of(loads=False)
+    names = hashes("n", 5)
+    planner.matched("r", 0, 5 * TOKENS + 1, names)
+    planner.scheduled("r", [[1, 2, 3, 4, 5, 6]], True, 3 * TOKENS, names)
+    worker.step(planner, {1: 1, 2: 2, 3: 3})
+    assert worker.courier.trouble() == (
+        "blocks are not saved: memory for blocks on their way has no room for them (memory_mb, gpu_memory_mb)"
+    )
+    planner.scheduled("r", None, False, 5 * TOKENS, names)
+    worker.step(planner, {4: 4, 5: 5})
+    assert worker.courier.flush(PATIENCE_SECONDS) and worker.courier.trouble() is None
+    figures = dict(worker.courier.figures())
+    assert (figures["blocks_saved"], figures["blocks_lost"], figures["no_memory"]) == (2, 3, 1)
+
+
+def test_a_save_that_was_never_sent_is_lost_and_keeps_no_other_from_being_made(node: kvhive.EmbeddedNode) -> None:
+    worker, planner = Worker(node.coordinators, node.token, "unsent"), planner_of(loads=False)
+    names = hashes("o", 2)
+    planner.matched("r", 0, 2 * TOKENS + 1, names)
+    planner.scheduled("r", [[1, 2, 3]], True, TOKENS, names)
+    worker.courier.told(planner.orders())
+    [(number, _, blocks)] = worker.courier.saves()
+    assert blocks == [1]
+    worker.courier.unsaved(number)
+    planner.scheduled("r", None, False, 2 * TOKENS, names)
+    worker.step(planner, {2: 2})
+    assert worker.courier.flush(PATIENCE_SECONDS)
+    figures = dict(worker.courier.figures())
+    assert (figures["blocks_saved"], figures["blocks_lost"]) == (1, 1)
+    # Who comes with the same block saves it.
+    worker.step(planner)
+    planner.matched("s", 0, TOKENS + 1, names[:1])
+    planner.scheduled("s", [[7, 8]], True, TOKENS + 1, names[:1])
+    worker.step(planner, {7: 7})
+    assert worker.courier.flush(PATIENCE_SECONDS)
+    assert dict(worker.courier.figures())["blocks_saved"] == 2
 
 
 def test_a_block_that_no_frame_holds_is_told_of(node: kvhive.EmbeddedNode) -> None:
@@ -364,6 +408,12 @@ def test_a_tier_without_a_cluster_misses_and_says_so() -> None:
         pool = Pool(node, "gone", wait=0.2)
         pool.tier.store(1, hashes("i", 2), pool.rows([1, 2]))
         assert pool.over() == [(1, True, [0, 1])]
+        late = Pool(node, "late", wait=0.2)
+        late.tier.store(1, hashes("p", 1), late.rows([1]))
+        assert late.over() == [(1, True, [0])] and late.tier.trouble() is None
+    late.tier.store(2, hashes("q", 2), late.rows([1, 2]))
+    assert late.over() == [(2, False, [])]
+    assert "2 of 2 blocks are not stored: no " in str(late.tier.trouble())
     pool.tier.load(2, hashes("i", 2), pool.rows([1, 2]))
     assert pool.over() == [(2, False, [])]
     assert pool.found(hashes("i", 2)) == [False, False], "what could not be had is not promised again"
@@ -371,7 +421,9 @@ def test_a_tier_without_a_cluster_misses_and_says_so() -> None:
         assert pool.found(hashes(f"j{at}", 3)) == [False] * 3
     pool.tier.store(3, hashes("k", 1), pool.rows([3]))
     assert pool.over() == [(3, False, [])]
-    assert pool.tier.trouble()
+    # Not sent, or where the machine was so slow that the cluster is asked again, not taken.
+    trouble = str(pool.tier.trouble())
+    assert "blocks are not saved: no node answered the last" in trouble or "1 of 1 blocks are not stored" in trouble, trouble
 
 
 def test_rows_that_do_not_fit_are_refused(node: kvhive.EmbeddedNode) -> None:

@@ -51,6 +51,9 @@ __all__ = ["KvHiveConnector"]
 # Below vLLM's own, so that its configuration shows it.
 logger = init_logger("vllm.kvhive.connector")
 
+# An engine that ends waits so long for what it still saves: vLLM ends by force who takes longer.
+FLUSH_SECONDS = 2.0
+
 _T = TypeVar("_T")
 
 
@@ -338,7 +341,10 @@ class KvHiveConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
 
     def shutdown(self) -> None:
         if self._courier is not None:
-            self._courier.flush(2.0)
+            self._courier.flush(FLUSH_SECONDS)
+            # What is still under way, and what went wrong since the last step.
+            if trouble := self._courier.trouble():
+                logger.warning("kvhive: as this engine ends: %s", trouble)
             logger.info("kvhive: %s", dict(self._courier.figures()))
 
 

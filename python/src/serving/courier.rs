@@ -85,7 +85,7 @@ impl Shared {
         let mut effects = Vec::new();
         state.courier.step(now(), event, &mut effects);
         for effect in effects {
-            state.perform(effect, &mut errands);
+            state.perform(effect, &self.links, &mut errands);
         }
         if !state.courier.is_saving() {
             self.saved.notify_all();
@@ -189,7 +189,7 @@ impl Shared {
 }
 
 impl State {
-    fn perform(&mut self, effect: Effect, errands: &mut Vec<Errand>) {
+    fn perform(&mut self, effect: Effect, links: &Links, errands: &mut Vec<Errand>) {
         match effect {
             Effect::Find { ask, names, groups, limit } => {
                 errands.push(Errand::Find { ask, names, groups, limit })
@@ -205,6 +205,7 @@ impl State {
                 self.saving.insert(save, Saving { names, group, blocks });
             }
             Effect::Wish { names, groups, wish } => errands.push(Errand::Wish { names, groups, wish }),
+            Effect::NotSaved(why) => links.note(why),
             Effect::Report(report) => self.reports.push(report),
         }
     }
@@ -342,7 +343,7 @@ impl EngineCourier {
     fn unsaved(&self, save: u64) {
         let save = SaveId(save);
         self.shared.lock().saving.remove(&save);
-        self.shared.step(Event::Stored { save, kept: Some(0) });
+        self.shared.step(Event::Unsaved(save));
     }
 
     /// Returns what the scheduler is answered; none if that is nothing.
@@ -382,14 +383,20 @@ impl EngineCourier {
         ]
     }
 
-    /// Waits until nothing is being saved any more, for so many seconds at most; says whether that is so.
+    /// Waits until nothing is being saved any more, for so many seconds at most; says whether that is so, and notes what is not.
     fn flush(&self, py: Python<'_>, limit: f64) -> PyResult<bool> {
         let limit = seconds("limit", limit).map_err(|failure| failure.raise(py))?;
         let shared = self.shared.clone();
         Ok(py.detach(move || {
             let is_saving = |state: &mut State| state.courier.is_saving();
             let waited = shared.saved.wait_timeout_while(shared.lock(), limit, is_saving);
-            waited.is_ok_and(|(state, _)| !state.courier.is_saving())
+            let (state, _) = waited.unwrap_or_else(|poison| poison.into_inner());
+            let is_over = !state.courier.is_saving();
+            if !is_over {
+                let blocks = state.courier.saving();
+                shared.links.note(format!("{blocks} blocks are still being saved after {limit:?}"));
+            }
+            is_over
         }))
     }
 }

@@ -24,6 +24,8 @@ use tokio::time::timeout;
 
 /// The longest that a wish takes: nobody waits for it.
 const WISH_LIMIT: Duration = Duration::from_secs(10);
+/// What went wrong that waits to be told; what is more is not told.
+const MOST_TROUBLES: usize = 4;
 
 /// Whose blocks these are.
 pub(super) struct Place {
@@ -41,18 +43,19 @@ pub(super) struct Links {
     groups: Groups,
     spaces: OnceCell<Vec<NamespaceClient>>,
     client: OnceLock<Client>,
-    trouble: Mutex<Option<String>>,
+    trouble: Mutex<Vec<String>>,
 }
 
 impl Links {
     pub(super) fn new(config: ClientConfig, place: Place, groups: Groups) -> Links {
         let (spaces, client) = (OnceCell::new(), OnceLock::new());
-        Links { config, place, groups, spaces, client, trouble: Mutex::new(None) }
+        Links { config, place, groups, spaces, client, trouble: Mutex::default() }
     }
 
     /// Returns what went wrong since this was asked last.
     pub(super) fn trouble(&self) -> Option<String> {
-        self.lock().take()
+        let troubles = std::mem::take(&mut *self.lock());
+        (!troubles.is_empty()).then(|| troubles.join("; "))
     }
 
     /// Returns how many bytes went to GPUs of nodes and came from them without the host's memory, and how often some that might have did not.
@@ -63,13 +66,16 @@ impl Links {
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<String>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<String>> {
         // Nothing is left half-done under this lock.
         self.trouble.lock().unwrap_or_else(|poison| poison.into_inner())
     }
 
     pub(super) fn note(&self, why: impl ToString) {
-        *self.lock() = Some(why.to_string());
+        let (why, mut troubles) = (why.to_string(), self.lock());
+        if troubles.len() < MOST_TROUBLES && !troubles.contains(&why) {
+            troubles.push(why);
+        }
     }
 
     /// Connects, if it is not yet.
@@ -207,13 +213,7 @@ impl Links {
                     if let Some(why) = report.outcomes.iter().find_map(|outcome| refusal(outcome, frames)) {
                         self.note(format!("a block of {} bytes is not stored: {why}", space.block_bytes()));
                     }
-                    let late =
-                        report.outcomes.iter().filter(|one| matches!(one, StoreOutcome::Unreachable)).count();
-                    if late > 0 {
-                        self.note(format!(
-                            "{late} of {run} blocks are not stored: no answer within {limit:?}"
-                        ));
-                    }
+                    let late = unanswered(&report.outcomes, limit, |why| self.note(why));
                     is_silent &= late == run;
                 }
                 Err(why) => self.note(why),
@@ -280,8 +280,23 @@ fn refusal(outcome: &StoreOutcome, frames: Option<FrameRoom>) -> Option<String> 
         // Another engine is storing the same.
         StoreOutcome::Refused(Refusal::InFlight) => None,
         StoreOutcome::Refused(refusal) => Some(refused(*refusal, frames)),
-        _ => None,
+        StoreOutcome::TooFewCopies { copies, wanted } => {
+            Some(format!("{copies} of {wanted} replicas hold it"))
+        }
+        StoreOutcome::Acknowledged { .. } | StoreOutcome::Unreachable => None,
     }
+}
+
+/// Returns how many blocks no node took in time, and notes it.
+pub(super) fn unanswered(outcomes: &[StoreOutcome], limit: Duration, note: impl Fn(String)) -> usize {
+    let late = outcomes.iter().filter(|one| matches!(one, StoreOutcome::Unreachable)).count();
+    if late > 0 {
+        note(format!(
+            "{late} of {} blocks are not stored: no node took them within {limit:?}",
+            outcomes.len()
+        ));
+    }
+    late
 }
 
 /// Says which cluster is meant, as every adapter is told: where its coordinators are, the token, and three files where it speaks TLS.

@@ -2,7 +2,7 @@
 //! come, or is not kept, is said of each block.
 
 use crate::reports::{frames, refused};
-use crate::serving::links::{Links, wish_of};
+use crate::serving::links::{Links, unanswered, wish_of};
 use kvhive_client::{ClientError, FetchOutcome, MissReason, NamespaceClient, StoreOptions, StoreOutcome};
 use kvhive_engines::Wish;
 use kvhive_protocol::data::{MAX_KEYS_PER_MATCH, Refusal};
@@ -46,7 +46,7 @@ pub(super) async fn take(
     })
 }
 
-/// Stores blocks. One that somebody else is storing counts as kept; why one is refused is noted.
+/// Stores blocks. One that somebody else is storing counts as kept; why one is not is noted.
 pub(super) async fn put(
     space: &NamespaceClient,
     names: &[Vec<u8>],
@@ -56,6 +56,7 @@ pub(super) async fn put(
     let set = space.loose_of_engine_hashes(names);
     let report = space.store(&set, 0..set.len(), from, StoreOptions::default()).await?;
     let frames = frames(space, &report.outcomes).await;
+    let late = unanswered(&report.outcomes, space.limit(), &note);
     let is_kept = |(outcome, block): (&StoreOutcome, &&[u8])| match outcome {
         StoreOutcome::Acknowledged { .. } | StoreOutcome::Refused(Refusal::InFlight) => true,
         StoreOutcome::Refused(why) => {
@@ -70,7 +71,7 @@ pub(super) async fn put(
     };
     Ok(Moved {
         done: report.outcomes.iter().zip(from).map(is_kept).collect(),
-        is_answered: report.outcomes.iter().any(|one| !matches!(one, StoreOutcome::Unreachable)),
+        is_answered: late < report.outcomes.len(),
     })
 }
 

@@ -9,7 +9,7 @@ use crate::serving::links::{self, Links, Place, layouts};
 use crate::serving::singles::Moved;
 use crate::serving::{now, planner, store_limit};
 use crate::threads::Crew;
-use kvhive_engines::{Lookup, Lookups, Wish};
+use kvhive_engines::{Lookup, Lookups, NotSaved, Wish};
 use pyo3::prelude::*;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -113,8 +113,9 @@ impl EngineTier {
         }
         let mut state = self.shared.lock();
         if !state.lookups.lets(now()) {
-            if how == Use::Write {
-                state.lookups.gone(now(), &names);
+            match how {
+                Use::Write => state.lookups.gone(now(), &names),
+                Use::Read => self.shared.links.note(NotSaved::Rests),
             }
             state.finished.push((job, false, Vec::new(), 0.0, 0));
             return Ok(());
