@@ -82,7 +82,7 @@ const BLOCKS_WERE_LOST: u8 = 3;
 const NO_SUCH_COMMAND: u8 = 2;
 
 fn main() -> ExitCode {
-    leave_quietly_when_nobody_reads();
+    end_when_output_cannot_be_written();
     // Logs go to standard error: reports own standard output.
     tracing_subscriber::fmt()
         .with_env_filter(
@@ -140,10 +140,7 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            match is_json {
-                true => eprintln!("{}", problem::document(&error)),
-                false => eprintln!("error: {error:#}"),
-            }
+            tell(&error, is_json);
             // It was done, and cost blocks: whoever runs it can tell that from what was not done.
             if error.is::<drains::Lost>() {
                 return ExitCode::from(BLOCKS_WERE_LOST);
@@ -154,13 +151,28 @@ fn main() -> ExitCode {
     }
 }
 
-/// Ends the command without a fuss when standard output is closed (`kvhive status | head`), where printing would panic.
-fn leave_quietly_when_nobody_reads() {
+/// Tells why a command has not done what was asked.
+fn tell(error: &anyhow::Error, is_json: bool) {
+    match is_json {
+        true => eprintln!("{}", problem::document(error)),
+        false => eprintln!("error: {error:#}"),
+    }
+}
+
+/// Ends the command where standard output cannot be written, where printing would panic: without a fuss when nobody reads any further
+/// (`kvhive status | head`), as failed else.
+fn end_when_output_cannot_be_written() {
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        if panic.to_string().contains("failed printing to stdout") {
+        let said = panic.to_string();
+        let Some((_, why)) = said.split_once("failed printing to stdout: ") else { return usual(panic) };
+        if why.contains(report::NOBODY_READS) {
             std::process::exit(0);
         }
-        usual(panic);
+        tell(
+            &anyhow::anyhow!("standard output cannot be written: {why}"),
+            problem::is_json(std::env::args_os()),
+        );
+        std::process::exit(1);
     }));
 }

@@ -4,6 +4,37 @@ use comfy_table::{ColumnConstraint, Width};
 pub(crate) use kvhive_protocol::{counted, counted_are};
 use serde::Serialize;
 use std::fmt::Write;
+use std::io::{self, StdoutLock};
+
+/// How the system words that whoever was to read has gone.
+pub(crate) const NOBODY_READS: &str = "Broken pipe";
+
+/// Standard output for whoever writes much of it: as with printing, the command ends without a fuss when nobody reads any further.
+pub(crate) struct Output(StdoutLock<'static>);
+
+impl Output {
+    /// Takes standard output.
+    pub(crate) fn lock() -> Output {
+        Output(io::stdout().lock())
+    }
+}
+
+impl io::Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        io::Write::write(&mut self.0, bytes).inspect_err(leave_quietly)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::Write::flush(&mut self.0).inspect_err(leave_quietly)
+    }
+}
+
+/// Ends the command if nobody reads any further.
+fn leave_quietly(error: &io::Error) {
+    if error.kind() == io::ErrorKind::BrokenPipe {
+        std::process::exit(0);
+    }
+}
 
 /// Prints `value` as one JSON document.
 ///

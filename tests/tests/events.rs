@@ -3,7 +3,7 @@
 use kvhive_tests::{Cluster, kvhive};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 
 /// A command that follows; ended when dropped.
@@ -117,4 +117,42 @@ fn who_begins_to_follow_while_no_coordinator_answers_hears_of_everything_once_on
         (elected == 2).then_some(())
     });
     assert!(follower.child.try_wait().expect("it is ours").is_none(), "it follows on");
+}
+
+/// Runs a command whose output nobody reads.
+fn unread(words: &[&str]) -> Output {
+    let mut command = Command::new(kvhive());
+    command.args(words).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("kvhive is there");
+    drop(child.stdout.take());
+    child.wait_with_output().expect("it ends")
+}
+
+#[test]
+fn who_reads_no_further_is_no_error() {
+    let cluster = Cluster::start(&["--coordinators", "1", "--nodes", "1", "--devices", "1"]);
+    for words in [
+        &["events", "--after", "0"][..],
+        &["events", "--after", "0", "--json"],
+        &["top", "--once", "--interval", "100ms"],
+        &["status"],
+        // More of it than a pipe holds.
+        &["trace", "generate", "--requests", "2000"],
+    ] {
+        let in_dir = ["--dir", cluster.dir()];
+        let ended = unread(&if words[0] == "trace" { words.to_vec() } else { [words, &in_dir].concat() });
+        assert!(ended.status.success() && ended.stderr.is_empty(), "{words:?} {ended:?}");
+    }
+}
+
+#[test]
+fn what_cannot_be_written_down_is_an_error() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../cluster-configs/laptop.toml");
+    for words in [["trace", "generate", "--requests=9"], ["config", "check", file]] {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("Linux has it");
+        let ended = Command::new(kvhive()).args(words).stdout(full).output().expect("kvhive is there");
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(1), "{said}");
+        assert!(said.starts_with("error: standard output cannot be written: No space left"), "{said}");
+    }
 }

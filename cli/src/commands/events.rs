@@ -6,7 +6,6 @@ use crate::{problem, report};
 use anyhow::{Result, bail};
 use clap::Args;
 use serde_json::Value;
-use std::io::Write;
 use std::time::Duration;
 
 /// How many of the last events are shown when nobody says after which.
@@ -70,7 +69,7 @@ impl Events {
                 self.tell_gap(after, page["oldest"].as_u64().unwrap_or(0));
             }
             for event in super::status::list(&page["events"]) {
-                self.print(event)?;
+                self.print(event);
             }
             let next = page["next_after"].as_u64().unwrap_or(after);
             if next == after {
@@ -103,7 +102,7 @@ impl Events {
                 } else if let Some(sequence) = data["sequence"].as_u64().filter(|sequence| *sequence > after)
                 {
                     after = sequence;
-                    self.print(&data)?;
+                    self.print(&data);
                 }
                 Ok(())
             })?;
@@ -118,15 +117,12 @@ impl Events {
         eprintln!("events between {after} and {oldest} are not remembered any more");
     }
 
-    fn print(&self, event: &Value) -> Result<()> {
-        let mut out = std::io::stdout().lock();
+    fn print(&self, event: &Value) {
         if self.json {
-            writeln!(out, "{event}")?;
+            println!("{event}");
         } else {
-            writeln!(out, "{}", line(event))?;
+            println!("{}", line(event));
         }
-        out.flush()?;
-        Ok(())
     }
 }
 
@@ -181,7 +177,7 @@ fn line(event: &Value) -> String {
 mod tests {
     use super::*;
     use serde_json::json;
-    use std::io::{BufRead, BufReader};
+    use std::io::{BufRead, BufReader, Write};
     use std::net::TcpListener;
 
     /// Asks for a page of a coordinator that breaks off the first time.

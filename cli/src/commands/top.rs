@@ -18,7 +18,7 @@ use ratatui::buffer::Buffer;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
 use ratatui::layout::Rect;
 use screen::View;
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 use std::time::Duration;
 
@@ -69,7 +69,11 @@ impl Top {
             std::thread::sleep(self.interval);
             let mut figures = Figures::between(Some(&first), &look(&admin)?);
             figures.sort(self.sort);
-            return if self.json { report::print_json(&figures) } else { print(figures, self.sort) };
+            if self.json {
+                return report::print_json(&figures);
+            }
+            print(figures, self.sort);
+            return Ok(());
         }
         // Whoever waits for a coordinator does not keep keys waiting.
         let (looks, seen) = sync_channel(1);
@@ -92,15 +96,13 @@ impl Top {
 }
 
 /// Prints everything once, as wide as the terminal is.
-fn print(figures: Figures, order: Order) -> Result<()> {
+fn print(figures: Figures, order: Order) {
     let view = View { figures: Some(figures), order, ..View::default() };
     let width = ratatui::crossterm::terminal::size().map_or(COLUMNS, |(columns, _)| columns.clamp(60, 300));
     let width = if std::io::stdout().is_terminal() { width } else { COLUMNS };
-    let mut out = std::io::stdout().lock();
     for line in lines(&view, width) {
-        writeln!(out, "{line}")?;
+        println!("{line}");
     }
-    Ok(())
 }
 
 /// Returns what is shown as lines of text.

@@ -74,19 +74,21 @@ fn generate(
     output: Option<PathBuf>,
     as_json: bool,
 ) -> Result<()> {
+    let cannot = || match &output {
+        Some(file) => format!("cannot write {}", file.display()),
+        None => "standard output cannot be written".to_owned(),
+    };
     let mut out: Box<dyn Write> = match &output {
-        Some(file) => Box::new(std::io::BufWriter::new(
-            std::fs::File::create(file).with_context(|| format!("cannot write {}", file.display()))?,
-        )),
-        None => Box::new(std::io::BufWriter::new(std::io::stdout().lock())),
+        Some(file) => Box::new(std::io::BufWriter::new(std::fs::File::create(file).with_context(cannot)?)),
+        None => Box::new(std::io::BufWriter::new(report::Output::lock())),
     };
     let (mut written, mut blocks) = (0_u64, 0_u64);
     for request in generated.generate(requests) {
-        serde_json::to_writer(&mut out, &request)?;
-        writeln!(out)?;
+        serde_json::to_writer(&mut out, &request).map_err(std::io::Error::from).with_context(cannot)?;
+        writeln!(out).with_context(cannot)?;
         (written, blocks) = (written + 1, blocks + request.hash_ids.len() as u64);
     }
-    out.flush()?;
+    out.flush().with_context(cannot)?;
     match as_json {
         true => report::print_json(&json!({ "file": output, "requests": written, "blocks": blocks })),
         false => Ok(()),
