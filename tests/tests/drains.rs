@@ -288,6 +288,31 @@ fn a_drain_that_is_cut_short_ends_with_what_is_known_of_it() {
 }
 
 #[test]
+fn a_drain_is_whole_though_the_nodes_lease_runs_out_where_others_had_all_that_it_held() {
+    let cluster = replicated("3", "2");
+    let client = cluster.client();
+    let blocks = cluster.blocks(&client, BLOCK as u32);
+    store_singly(&cluster, &blocks, 0..32);
+    let is_doubled = || {
+        let copies = copies_on(&cluster, &client, &blocks, 0..32, None);
+        (cluster.status()["slots"]["moving"] == 0 && copies.iter().all(|copies| *copies == 2)).then_some(())
+    };
+    cluster.until("each block to be on two nodes", is_doubled);
+    // It is taken for one that is up until its lease runs out.
+    cluster.signal("node-3", "STOP");
+    let output = run(&cluster, &["drain", "node-3"]);
+    cluster.signal("node-3", "CONT");
+    assert!(output.status.success(), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("node-3 has gone down with ") && said.contains("which others had whole"), "{said}");
+    let report: Value = serde_json::from_slice(&output.stdout).expect("a report");
+    let figures = ["lost_blocks", "cut_short", "slots_left"].map(|name| report[name].as_u64());
+    assert_eq!(figures, [Some(0); 3], "{report}");
+    let reason = drain_events(&cluster, "drain-finished")[0]["reason"].to_string();
+    assert!(reason.contains("when others had each of its slots whole"), "{reason}");
+}
+
+#[test]
 fn a_drain_is_an_operators_own_also_where_the_size_changes() {
     let cluster = nodes("3");
     let emptied = cluster.json(&["drain", "node-1"]).expect("there is room");

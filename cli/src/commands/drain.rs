@@ -106,9 +106,9 @@ struct CutShort {
 
 /// How a node ended that was waited for.
 enum End {
-    /// It holds no slot any more.
+    /// Its slots have gone to others.
     Empty,
-    /// It went down with so many slots.
+    /// It went down with so many slots, as one does whose lease has run out.
     WentDown(u64),
 }
 
@@ -302,12 +302,20 @@ impl Drain {
         let end = self.wait(admin, slots)?;
         // It may have gone down, and be forgotten by now.
         let came_to = CameTo::written(admin, &self.node);
-        let is_cut_short = came_to.is_some_and(|came_to| came_to.cut_short > 0);
-        if let End::WentDown(left) = end {
+        let (left, is_gone) = match end {
+            End::Empty => (0, false),
+            End::WentDown(left) => (left, true),
+        };
+        // Where nobody has written down whether others had it all, it may have been lost.
+        if came_to.map_or(is_gone, |came_to| came_to.cut_short > 0) {
             return Err(CutShort { node: self.node.clone(), emptied: emptied(left, came_to) }.into());
         }
-        if is_cut_short {
-            return Err(CutShort { node: self.node.clone(), emptied: emptied(0, came_to) }.into());
+        if is_gone {
+            eprintln!(
+                "{} has gone down with {} left, which others had whole: nothing is lost by that",
+                self.node,
+                report::counted(left, "slot")
+            );
         }
         Ok(emptied(0, came_to))
     }

@@ -3,6 +3,7 @@
 use super::*;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A coordinator that gives `answer` to each first line of a request. Ends with the test's process.
 fn coordinator(answer: fn(&str) -> String) -> (Target, tempfile::TempDir) {
@@ -73,6 +74,39 @@ fn of_a_node_that_is_down_it_is_not_said_that_it_holds_nothing() {
     let error = Drain::of(target, "node-2").run().expect_err("it cannot move").to_string();
     assert!(error.starts_with("node-2 is down, and what it holds is not known"), "{error}");
     assert!(error.contains("--forget"), "{error}");
+}
+
+#[test]
+fn a_node_that_goes_down_is_empty_where_others_had_all_that_it_held() {
+    static LOOKS: AtomicUsize = AtomicUsize::new(0);
+    let (target, _folder) = coordinator(|asked| {
+        if asked.contains("/v1/events") {
+            let finished = |member: &str, cut_short: u64| {
+                let facts = json!({"slots": 7, "moved_blocks": 9, "cut_short": cut_short});
+                json!({"kind": "drain-finished", "subject": {"member": member}, "facts": facts})
+            };
+            let events = [finished("node-2", 0), finished("node-3", 1)];
+            return json!({"events": events, "next_after": 1}).to_string();
+        }
+        if asked.starts_with("PATCH") {
+            return "{}".to_owned();
+        }
+        let state = if LOOKS.fetch_add(1, Ordering::SeqCst).is_multiple_of(2) { "up" } else { "down" };
+        let node = |name: &str, state: &str| json!({"name": name, "state": state, "drains": false});
+        let device = |node: &str| json!({"node": node, "slots": 7, "blocks": 9});
+        json!({
+            "nodes": [node("node-1", "up"), node("node-2", state), node("node-3", state)],
+            "devices": [device("node-2"), device("node-3")],
+        })
+        .to_string()
+    });
+    let admin = target.resolve().expect("it says which");
+    let emptied = Drain::of(target.clone(), "node-2").empty(&admin).expect("others had it all");
+    assert_eq!((emptied.slots, emptied.left), (7, 0));
+    assert_eq!(emptied.came_to.map(|came_to| (came_to.moved_blocks, came_to.cut_short)), Some((9, 0)));
+    let error = Drain::of(target, "node-3").empty(&admin).expect_err("something only it had");
+    let cut = error.downcast_ref::<CutShort>().expect("it is told as such");
+    assert_eq!((cut.emptied.slots, cut.emptied.left), (7, 7));
 }
 
 #[test]

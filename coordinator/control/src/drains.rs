@@ -5,12 +5,13 @@
 use crate::cordon;
 use crate::journal::Journal;
 use crate::registry::{Outcome, Registry};
+use crate::room::may_lack;
 use crate::scaler::Proposed;
 use kvhive_protocol::control::{Command, DeviceLoad};
 use kvhive_protocol::emptying::{Displaced, Given, Losses};
 use kvhive_protocol::{
     ClusterMap, DeviceId, Epoch, EventKind, Generation, Level, Member, MemberId, MemberState, Moment, Note,
-    Reason, Subject, WireError, counted,
+    Reason, Slot, Subject, WireError, counted,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -77,8 +78,10 @@ struct Emptied {
     losses: BTreeMap<(DeviceId, Generation), Losses>,
     /// Since which epoch and when it holds no slot.
     since: Option<(Epoch, Moment)>,
+    /// By whom others had each of its slots whole when it last held some; none where one was nobody's else.
+    spared_by: Option<BTreeSet<(MemberId, Generation)>>,
     /// It went down, or began anew, with slots that it held.
-    is_cut_short: bool,
+    is_gone: bool,
     /// What was proposed, and when.
     proposed: Option<(Moment, Proposed)>,
 }
@@ -119,6 +122,53 @@ impl Emptied {
         let asking = self.losses.iter().filter(|(start, _)| is_asking(start));
         asking.map(|(_, losses)| losses.unsettled_blocks).fold(0, u64::saturating_add)
     }
+
+    /// Takes down whether it was there to the end, and who had all that it held if it was not.
+    fn end(&mut self, map: &ClusterMap, registry: &Registry, known: Option<&Member>) {
+        self.is_gone = match known {
+            Some(member) => member.state == MemberState::Down || member.generation != self.generation,
+            // It is forgotten: by itself once it was empty, or by an operator when it was down.
+            None => registry.went_down_while_emptied(&self.name),
+        };
+        // Whoever went with it has spared nothing.
+        let is_there = |(id, generation): &(MemberId, Generation)| {
+            let is_up = |member: &Member| member.state == MemberState::Up && member.generation == *generation;
+            map.members.get(id).is_some_and(is_up)
+        };
+        self.spared_by = self.spared_by.take().filter(|others| others.iter().all(is_there));
+    }
+
+    /// Says whether it went before it was empty, and may have had what nobody else has.
+    fn is_cut_short(&self) -> bool {
+        self.is_gone && self.spared_by.is_none()
+    }
+}
+
+/// Returns who holds slots, and of those that are being emptied (`going`) by whom others have each of their slots whole: a device that has let
+/// no block go since its start (`whole`), and lacks none that is on its way.
+fn holders(
+    map: &ClusterMap,
+    going: &BTreeMap<MemberId, Emptied>,
+    whole: &BTreeSet<DeviceId>,
+) -> BTreeMap<MemberId, Option<BTreeSet<(MemberId, Generation)>>> {
+    let mut holders = BTreeMap::new();
+    for (slot, set) in Slot::all().zip(map.slots.iter()) {
+        for device in &set.0 {
+            let spared_by = holders.entry(device.member).or_insert_with(|| Some(BTreeSet::new()));
+            if !going.contains_key(&device.member) {
+                continue;
+            }
+            let has = |other: &&DeviceId| {
+                other.member != device.member && whole.contains(*other) && !map.is_filling(slot, **other)
+            };
+            let other = set.0.iter().find(has).map(|other| other.member);
+            match other.and_then(|id| Some((id, map.members.get(&id)?.generation))) {
+                Some(other) => spared_by.as_mut().map(|others| others.insert(other)),
+                None => spared_by.take().map(|_| false),
+            };
+        }
+    }
+    holders
 }
 
 impl Drains {
@@ -143,10 +193,14 @@ impl Drains {
             self.counted.clear();
             return Vec::new();
         }
+        let mut whole = BTreeSet::new();
         for (device, load) in loads {
             let Some(start) = map.members.get(&device.member).map(|one| (device, one.generation)) else {
                 continue;
             };
+            if may_lack(load) == 0 {
+                whole.insert(device);
+            }
             let by = reported(device.member);
             for (id, going) in &mut self.going {
                 if is_of_this(map, *id, by) {
@@ -154,26 +208,19 @@ impl Drains {
                 }
             }
         }
-        let holders: BTreeSet<MemberId> =
-            map.slots.iter().flat_map(|set| set.0.iter().map(|device| device.member)).collect();
+        let mut holders = holders(map, &self.going, &whole);
         let mut due = Vec::new();
         for (id, going) in &mut self.going {
             let known = map.members.get(id);
-            if holders.contains(id) {
-                going.since = None;
+            if let Some(spared_by) = holders.remove(id) {
+                (going.since, going.spared_by) = (None, spared_by);
                 continue;
             }
             let unsettled = going.unsettled(map);
-            let since = going.since.get_or_insert_with(|| {
-                going.is_cut_short = match known {
-                    Some(member) => {
-                        member.state == MemberState::Down || member.generation != going.generation
-                    }
-                    // It is forgotten: by itself once it was empty, or by an operator when it was down.
-                    None => registry.went_down_while_emptied(&going.name),
-                };
-                (map.epoch, now)
-            });
+            if going.since.is_none() {
+                going.end(map, registry, known);
+            }
+            let since = *going.since.get_or_insert((map.epoch, now));
             let up = map.members.iter().filter(|(_, member)| member.state == MemberState::Up);
             let unheard = up.filter(|(id, _)| reported(**id).is_none_or(|epoch| epoch < since.0)).count();
             if (unheard == 0 && unsettled == 0) || now.since(since.1) >= PATIENCE {
@@ -215,7 +262,8 @@ impl Drains {
                 displaced: BTreeMap::new(),
                 losses: BTreeMap::new(),
                 since: None,
-                is_cut_short: member.state == MemberState::Down,
+                spared_by: None,
+                is_gone: member.state == MemberState::Down,
                 proposed: None,
             };
             self.going.insert(*id, going);
@@ -253,12 +301,14 @@ impl Drains {
         let slots = registry.awaited_report(&going.name)?;
         let mut note = note(&going.name, slots, &sum)
             .with_some("members_unheard", unheard)
-            .with_some("cut_short", u64::from(going.is_cut_short));
+            .with_some("cut_short", u64::from(going.is_cut_short()));
         let mut reason = words(slots, &sum);
-        if going.is_cut_short {
+        if going.is_cut_short() {
             reason.push_str(
                 "; it went down before it was empty, and what only it held is lost and not counted",
             );
+        } else if going.is_gone {
+            reason.push_str("; it went down before it was empty, when others had each of its slots whole");
         }
         if unsettled > 0 {
             reason.push_str(&format!(

@@ -19,7 +19,11 @@ struct Scene {
 
 impl Scene {
     fn of(names: &[&str]) -> Scene {
-        let mut cluster = Cluster::with_replicas(1);
+        Scene::with_replicas(1, names)
+    }
+
+    fn with_replicas(replicas: u8, names: &[&str]) -> Scene {
+        let mut cluster = Cluster::with_replicas(replicas);
         for name in names {
             cluster.register(name, 1);
         }
@@ -251,6 +255,42 @@ fn one_that_goes_down_with_slots_is_said_to_have_taken_blocks_along() {
     let told = scene.tick();
     let [(note, reason)] = &told[..] else { panic!("{told:?}") };
     assert!(fact(note, "cut_short") == 1 && reason.contains("went down before it was empty"), "{reason}");
+}
+
+#[test]
+fn one_that_goes_down_for_a_moment_takes_nothing_along_that_others_have_too() {
+    // Nobody has let anything go; one has, and what, nobody knows; one has not said so; one has gone too.
+    for (evicted, goes_too, cut_short) in [
+        ([Some(0); 2], false, 0),
+        ([Some(0), Some(3)], false, 1),
+        ([Some(0), None], false, 1),
+        ([Some(0); 2], true, 1),
+    ] {
+        let mut scene = Scene::with_replicas(2, &["one", "two", "goes"]);
+        scene.cluster.fill();
+        scene.drain(3);
+        scene.report(3, &[(3, moved(7))], &[]);
+        for (by, evicted) in [1, 2].into_iter().zip(evicted) {
+            let Some(evicted_blocks) = evicted else { continue };
+            scene.report(by, &[], &[]);
+            let load = scene.loads.get_mut(&DeviceId::new(MemberId(by), 0)).expect("it has just reported");
+            load.evicted_blocks = evicted_blocks;
+        }
+        assert_eq!(scene.tick(), [], "slots are left");
+        scene.cluster.mark_down(MemberId(3));
+        if goes_too {
+            scene.cluster.mark_down(MemberId(1));
+            scene.cluster.register("one", 1);
+        }
+        scene.cluster.register("goes", 1);
+        scene.loads.remove(&DeviceId::new(MemberId(3), 0));
+        let told = scene.tick();
+        let [(note, reason)] = &told[..] else { panic!("{told:?}") };
+        let facts = ["moved_blocks", "cut_short"].map(|name| fact(note, name));
+        assert_eq!(facts, [7, cut_short], "{evicted:?}: {reason}");
+        assert!(reason.contains("it went down before it was empty"), "{reason}");
+        assert_eq!(reason.contains("others had each of its slots whole"), cut_short == 0, "{reason}");
+    }
 }
 
 #[test]
