@@ -3,12 +3,12 @@
 use super::raft::{Figures, RaftActor, Waiting};
 use kvhive_consensus::{PeerId, RefuseReason, Role, Standing, Ticket};
 use kvhive_control::{BeatVerdict, Server};
-use kvhive_protocol::control::{ControlReply, CoordinatorStatus, DeviceLoad, Overview};
+use kvhive_protocol::control::{CommandReply, ControlReply, CoordinatorStatus, DeviceLoad, Overview};
 use kvhive_protocol::error::MAX_STILL_SERVING;
 use kvhive_protocol::load::{MAX_HOTTEST, MAX_TENANT_SUMS, TenantLoad, Work};
 use kvhive_protocol::scaling::Reuse;
 use kvhive_protocol::strategy::StrategyReport;
-use kvhive_protocol::{ClusterMap, DeviceId, Epoch, MemberId, Slot, StillServing, WireError};
+use kvhive_protocol::{ClusterMap, DeviceId, Epoch, MemberId, RequestId, Slot, StillServing, WireError};
 use std::cmp::Reverse;
 
 /// The most reports of strategies that an overview carries, of all devices: its frame is bounded.
@@ -70,6 +70,16 @@ impl RaftActor {
             Some(map) => ControlReply::Balance(Box::new(self.parts.overseer.balance(&map))),
             None => ControlReply::Failed(WireError::busy("the cluster has not started yet")),
         }
+    }
+
+    /// Returns the last entry that is applied, and what each request came to by then; of one whose name is another's that it is refused.
+    pub(super) fn asked(&self, requests: &[RequestId]) -> (u64, Vec<Option<CommandReply>>) {
+        let registry = &self.parts.registry;
+        let came_to = |request: &RequestId| match registry.outcome(*request) {
+            None if !registry.is_new(*request) => Some(CommandReply::Rejected(WireError::AskedOtherwise)),
+            outcome => outcome,
+        };
+        (self.parts.consensus.status().applied, requests.iter().map(came_to).collect())
     }
 
     pub(super) fn counted(&self) -> Figures {

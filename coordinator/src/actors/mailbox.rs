@@ -3,10 +3,10 @@
 use super::raft::Figures;
 use kvhive_consensus::{PeerId, WriteId};
 use kvhive_control::{EventPage, Registry};
-use kvhive_protocol::control::{ControlReply, CoordinatorStatus, Heartbeat, Proposal};
+use kvhive_protocol::control::{CommandReply, ControlReply, CoordinatorStatus, Heartbeat, Proposal};
 use kvhive_protocol::raft::RaftRequest;
 use kvhive_protocol::scaling::Observation;
-use kvhive_protocol::{Epoch, Level, Reason};
+use kvhive_protocol::{Epoch, Level, Reason, RequestId};
 use kvhive_runtime::{Reply, Sender};
 use std::sync::Arc;
 use tokio::sync::OwnedSemaphorePermit;
@@ -39,6 +39,8 @@ pub(crate) enum RaftMessage {
     Admin { request: RaftRequest, reply: Reply<ControlReply> },
     /// The state as far as this coordinator has applied, the last entry in it, and the term.
     State { reply: Reply<(Registry, u64, u64)> },
+    /// What each of these came to, if it was asked, as far as this coordinator has applied; and the last entry that it has.
+    Asked { requests: Vec<RequestId>, reply: Reply<(u64, Vec<Option<CommandReply>>)> },
     /// How evenly is work spread, and what would make that more even?
     Balance { reply: Reply<ControlReply> },
     /// Which slots are on their way to where they belong?

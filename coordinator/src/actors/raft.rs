@@ -481,6 +481,7 @@ impl Actor for RaftActor {
                 let status = self.parts.consensus.status();
                 reply.send((self.parts.registry.clone(), status.applied, status.term));
             }
+            RaftMessage::Asked { requests, reply } => reply.send(self.asked(&requests)),
             RaftMessage::Balance { reply } => reply.send(self.balance()),
             RaftMessage::Moves { reply } => reply.send(self.moves()),
             RaftMessage::Observations { reply } => {

@@ -37,6 +37,18 @@ pub(super) struct Name {
 }
 
 impl Name {
+    /// Returns the name that a part of the change is remembered by; the first is the change's own.
+    pub(super) fn part(self, at: usize) -> Name {
+        if at == 0 {
+            return self;
+        }
+        let mut of = blake3::Hasher::new_derive_key("kvhive 2026-11 admin part v1");
+        of.update(&(at as u64).to_le_bytes());
+        let mut of_part = [0; 16];
+        of.finalize_xof().fill(&mut of_part);
+        Name { of_thing: self.of_thing ^ u128::from_le_bytes(of_part), print: self.print }
+    }
+
     /// Returns the name as coordinators remember it in a cluster of this level.
     pub(super) fn at(self, level: Level) -> RequestId {
         match level >= Level::CHECKED {
@@ -45,6 +57,9 @@ impl Name {
         }
     }
 }
+
+/// Takes no name: what is asked is no change that is remembered, and whoever gives it one is told that.
+pub(super) struct Nameless;
 
 /// A print of a request's query and body.
 #[derive(Clone, Copy)]
@@ -113,6 +128,20 @@ impl<S: Sync> FromRequestParts<S> for AskedAs {
     }
 }
 
+impl<S: Sync> FromRequestParts<S> for Nameless {
+    type Rejection = Trouble;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Nameless, Trouble> {
+        match parts.headers.contains_key(HEADER) {
+            true => Err(Trouble::bad_request(format!(
+                "{HEADER} names a change that is to happen once; what is sent here is taken for what is the case now, each time: leave \
+                 it out"
+            ))),
+            false => Ok(Nameless),
+        }
+    }
+}
+
 /// Names a change by what its asker drew and by what it is asked of: the same digits for another thing are another name, and never
 /// answered by what became of the first.
 fn of_thing(drawn: u128, method: &str, path: &str) -> u128 {
@@ -138,6 +167,16 @@ mod tests {
         ] {
             assert_ne!(name, other);
         }
+    }
+
+    #[test]
+    fn each_part_of_a_change_has_a_name_of_its_own_and_the_first_is_the_changes() {
+        let name = Name { of_thing: 7, print: 9 };
+        assert_eq!(name.part(0), name);
+        let parts: std::collections::BTreeSet<u128> = (0..9).map(|at| name.part(at).of_thing).collect();
+        assert_eq!(parts.len(), 9);
+        assert_eq!(name.part(1), name.part(1));
+        assert_ne!(name.part(1), Name { of_thing: 8, print: 9 }.part(1));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The engines that the coordinators follow: listed, named, forgotten, and how busy they say they are.
 
 use super::answers::Trouble;
-use super::asked::AskedAs;
+use super::asked::{AskedAs, Nameless};
 use super::layouts::OneLayout;
 use super::object::Object;
 use super::page::{NamedPart, page};
@@ -314,10 +314,12 @@ pub(super) async fn forget_engine(
     }
 }
 
-/// Takes down how busy an engine is, for routes that this coordinator answers within the next 30 seconds.
+/// Takes down how busy an engine is, for routes that this coordinator answers within the next 30 seconds. It is what is the case now, and no
+/// change that is remembered: with an `Idempotency-Key` it is refused (400).
 #[utoipa::path(post, path = "/v1/engines/{name}/load", params(("name" = String, Path, description = "The engine's name")), request_body = OneLoad, responses((status = 204, description = "It counts from now on"), (status = 404, body = Problem)))]
 pub(super) async fn engine_load(
     State(admin): Shared,
+    _: Nameless,
     name: Result<Path<String>, PathRejection>,
     body: Result<Json<Object<OneLoad>>, JsonRejection>,
 ) -> Result<StatusCode, Trouble> {

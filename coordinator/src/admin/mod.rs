@@ -21,6 +21,7 @@ mod layouts;
 mod members;
 mod moves;
 mod object;
+mod once;
 mod overview;
 mod page;
 mod pins;

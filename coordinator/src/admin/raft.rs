@@ -1,6 +1,7 @@
 //! The coordinators themselves: who they are, who leads.
 
 use super::answers::{Consistency, Freshness, Trouble};
+use super::asked::AskedAs;
 use super::object::Object;
 use super::routes::{Admin, Answer, MAX_BODY_BYTES, Shared};
 use crate::actors::HAND_OVER_FIRST;
@@ -20,6 +21,8 @@ use utoipa::ToSchema;
 const LIMIT: Duration = Duration::from_secs(10);
 /// Wait before a leader is looked for again.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How long it is looked whether what was asked before comes about, where it is refused when it is asked again.
+const SETTLE: Duration = Duration::from_secs(2);
 
 /// How the coordinators' raft group stands.
 #[derive(Serialize, ToSchema)]
@@ -113,11 +116,80 @@ impl Group {
     pub(super) fn applied(&self) -> u64 {
         self.applied
     }
+
+    /// Says whether the group is as it was asked to be.
+    fn is_as(&self, request: &RaftRequest) -> bool {
+        let named = |name: &str| self.coordinators.iter().find(|one| one.name == name);
+        match request {
+            RaftRequest::Status { .. } => true,
+            RaftRequest::Transfer { to } => to.is_some() && self.leader == *to,
+            RaftRequest::Add { peer, seat } => named(&seat.name).is_some_and(|one| {
+                (one.peer, &one.raft_address, &one.admin_address)
+                    == (*peer, &seat.raft_address, &seat.admin_address)
+            }),
+            RaftRequest::Promote { name, replaces } => {
+                let is_in = replaces.as_ref().is_some_and(|replaces| named(replaces).is_some());
+                named(name).is_some_and(|one| one.role == "voter") && !is_in
+            }
+            RaftRequest::Remove { name } => named(name).is_none(),
+        }
+    }
 }
 
 impl Admin {
+    /// Has done what is asked; under a name once it is done no more, and until then whoever asks again goes on with it.
+    async fn once(&self, asked: AskedAs, request: RaftRequest) -> Answer<Group> {
+        let AskedAs(Some(name)) = asked else { return Ok(Json(self.carry_out(request).await?)) };
+        let [done, refused] = [name.part(1), name.part(2)];
+        let before = self.asked_before(&[name, done, refused]).await?;
+        let [is_asked, is_done, was_refused] = [0, 1, 2].map(|at| before[at].is_some());
+        if is_done {
+            return Ok(Json(self.ask_leader(RaftRequest::Status { stale: false }).await?));
+        }
+        if !is_asked {
+            self.remember(name).await?;
+        }
+        let answer = match self.carry_out(request.clone()).await {
+            Err(trouble) if is_asked && !was_refused => self.comes_about(&request, trouble).await,
+            answer => answer,
+        };
+        match &answer {
+            Ok(_) => self.remember_in_time(done).await,
+            Err(trouble) if trouble.is_refusal() => self.remember_in_time(refused).await,
+            Err(_) => {}
+        }
+        Ok(Json(answer?))
+    }
+
+    /// Waits a moment for what somebody else was asked for to come about.
+    ///
+    /// # Errors
+    /// With what stands against it, when it does not.
+    async fn comes_about(&self, request: &RaftRequest, trouble: Trouble) -> Result<Group, Trouble> {
+        let deadline = tokio::time::Instant::now() + SETTLE;
+        loop {
+            match self.ask_leader(RaftRequest::Status { stale: false }).await {
+                Ok(group) if group.is_as(request) => return Ok(group),
+                _ if tokio::time::Instant::now() > deadline => return Err(trouble),
+                _ => tokio::time::sleep(PAUSE).await,
+            }
+        }
+    }
+
+    async fn carry_out(&self, request: RaftRequest) -> Result<Group, Trouble> {
+        match request {
+            RaftRequest::Transfer { .. } => {
+                let handed_over = self.ask_leader(request).await?;
+                // Who has handed it over hears nobody as a leader does. It is done, also where the new one does not tell more.
+                Ok(self.ask_leader(RaftRequest::Status { stale: false }).await.unwrap_or(handed_over))
+            }
+            RaftRequest::Promote { .. } | RaftRequest::Remove { .. } => self.ask_to_leave(request).await,
+            RaftRequest::Add { .. } | RaftRequest::Status { .. } => self.ask_leader(request).await,
+        }
+    }
+
     /// Asks for a change that takes a coordinator away. Where it leads and nothing else stands against that, another leads first.
-    async fn ask_to_leave(&self, request: RaftRequest) -> Answer<Group> {
+    async fn ask_to_leave(&self, request: RaftRequest) -> Result<Group, Trouble> {
         match self.ask_leader(request.clone()).await {
             Err(trouble) if trouble.says(HAND_OVER_FIRST) => {
                 self.ask_leader(RaftRequest::Transfer { to: None }).await?;
@@ -128,11 +200,11 @@ impl Admin {
                         Err(_) if tokio::time::Instant::now() + PAUSE < deadline => {
                             tokio::time::sleep(PAUSE).await
                         }
-                        answer => return Ok(Json(answer?)),
+                        answer => return answer,
                     }
                 }
             }
-            answer => Ok(Json(answer?)),
+            answer => answer,
         }
     }
 
@@ -158,15 +230,14 @@ impl Admin {
 }
 
 /// Hands leadership over; answered when another leads, with how the group stands as that one knows it.
-#[utoipa::path(post, path = "/v1/raft/transfer", request_body = Transfer, responses((status = 200, body = Group), (status = 409, body = Problem), (status = 503, body = Problem)))]
+#[utoipa::path(post, path = "/v1/raft/transfer", params(AskedAs), request_body = Transfer, responses((status = 200, body = Group), (status = 409, body = Problem), (status = 503, body = Problem)))]
 pub(super) async fn transfer(
     State(admin): Shared,
+    asked: AskedAs,
     body: Result<Json<Object<Transfer>>, JsonRejection>,
 ) -> Answer<Group> {
     let Json(Object(wanted)) = body.map_err(|error| Trouble::unusable_body(&error, MAX_BODY_BYTES))?;
-    let handed_over = admin.ask_leader(RaftRequest::Transfer { to: wanted.to }).await?;
-    // Who has handed it over hears nobody as a leader does. It is done, also where the new one does not tell more.
-    Ok(Json(admin.ask_leader(RaftRequest::Status { stale: false }).await.unwrap_or(handed_over)))
+    admin.once(asked, RaftRequest::Transfer { to: wanted.to }).await
 }
 
 /// Who the coordinators are, and how far each is, as the leader knows it; with `stale`, as whoever is asked does.
@@ -182,33 +253,39 @@ pub(super) async fn group(
 
 /// Adds a coordinator, which follows without a vote until it is promoted. One that is there already, and is the same, is not
 /// added again.
-#[utoipa::path(post, path = "/v1/raft/members", request_body = NewMember, responses((status = 200, body = Group), (status = 409, body = Problem), (status = 503, body = Problem)))]
+#[utoipa::path(post, path = "/v1/raft/members", params(AskedAs), request_body = NewMember, responses((status = 200, body = Group), (status = 409, body = Problem), (status = 503, body = Problem)))]
 pub(super) async fn add(
     State(admin): Shared,
+    asked: AskedAs,
     body: Result<Json<Object<NewMember>>, JsonRejection>,
 ) -> Answer<Group> {
     let Json(Object(wanted)) = body.map_err(|error| Trouble::unusable_body(&error, MAX_BODY_BYTES))?;
     let NewMember { name, peer, raft_address, admin_address } = wanted;
     let seat = Seat { name, raft_address, admin_address };
-    Ok(Json(admin.ask_leader(RaftRequest::Add { peer, seat }).await?))
+    admin.once(asked, RaftRequest::Add { peer, seat }).await
 }
 
 /// Gives a coordinator that has caught up its vote, in another's place if wanted. Should that one lead, another leads first.
-#[utoipa::path(post, path = "/v1/raft/members/{name}/promote", params(("name" = String, Path, description = "The coordinator's name")), request_body = Promotion, responses((status = 200, body = Group), (status = 409, body = Problem), (status = 503, body = Problem)))]
+#[utoipa::path(post, path = "/v1/raft/members/{name}/promote", params(("name" = String, Path, description = "The coordinator's name"), AskedAs), request_body = Promotion, responses((status = 200, body = Group), (status = 409, body = Problem), (status = 503, body = Problem)))]
 pub(super) async fn promote(
     State(admin): Shared,
+    asked: AskedAs,
     name: Result<Path<String>, PathRejection>,
     body: Result<Json<Object<Promotion>>, JsonRejection>,
 ) -> Answer<Group> {
     let Path(name) = name.map_err(|error| Trouble::bad_request(error.body_text()))?;
     let Json(Object(Promotion { replaces })) =
         body.map_err(|error| Trouble::unusable_body(&error, MAX_BODY_BYTES))?;
-    admin.ask_to_leave(RaftRequest::Promote { name, replaces }).await
+    admin.once(asked, RaftRequest::Promote { name, replaces }).await
 }
 
 /// Removes a coordinator, if the others can go on without it. Should it lead, another leads first.
-#[utoipa::path(delete, path = "/v1/raft/members/{name}", params(("name" = String, Path, description = "The coordinator's name")), responses((status = 200, body = Group), (status = 409, body = Problem), (status = 503, body = Problem)))]
-pub(super) async fn remove(State(admin): Shared, name: Result<Path<String>, PathRejection>) -> Answer<Group> {
+#[utoipa::path(delete, path = "/v1/raft/members/{name}", params(("name" = String, Path, description = "The coordinator's name"), AskedAs), responses((status = 200, body = Group), (status = 409, body = Problem), (status = 503, body = Problem)))]
+pub(super) async fn remove(
+    State(admin): Shared,
+    asked: AskedAs,
+    name: Result<Path<String>, PathRejection>,
+) -> Answer<Group> {
     let Path(name) = name.map_err(|error| Trouble::bad_request(error.body_text()))?;
-    admin.ask_to_leave(RaftRequest::Remove { name }).await
+    admin.once(asked, RaftRequest::Remove { name }).await
 }

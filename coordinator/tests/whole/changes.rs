@@ -179,11 +179,17 @@ fn a_clear_waits_for_a_silent_member_only_until_its_lease_has_run_out() {
 }
 
 /// The names of two changes.
-const NAME: &str = "0123456789abcdef0123456789abcdef";
-const OTHER: &str = "fedcba9876543210fedcba9876543210";
+pub(crate) const NAME: &str = "0123456789abcdef0123456789abcdef";
+pub(crate) const OTHER: &str = "fedcba9876543210fedcba9876543210";
 
 /// Asks a coordinator for a change under a name.
-fn ask_as(group: &Group, at: usize, name: &str, asked: (&str, &str), body: &str) -> crate::http::Answer {
+pub(crate) fn ask_as(
+    group: &Group,
+    at: usize,
+    name: &str,
+    asked: (&str, &str),
+    body: &str,
+) -> crate::http::Answer {
     let token = crate::group::bearer(crate::group::TOKEN);
     let headers =
         [("authorization", token.as_str()), ("content-type", "application/json"), ("idempotency-key", name)];

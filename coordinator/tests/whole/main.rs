@@ -10,6 +10,7 @@ mod fake_engine;
 mod group;
 mod http;
 mod lists;
+mod once;
 mod pins;
 mod raft_peers;
 mod restarts;
