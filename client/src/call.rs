@@ -106,7 +106,9 @@ pub(crate) fn answer_limits(request: &DataRequest, block_bytes: u64) -> FrameLim
         DataRequest::Carry(request) => (request.store.blocks.len().saturating_mul(VERDICT_BYTES), 0),
         DataRequest::Gather(request) => (request.store.blocks.len().saturating_mul(VERDICT_BYTES), 0),
         DataRequest::Scatter(request) => (request.fetch.keys.len().saturating_mul(FETCHED_BYTES), 0),
-        DataRequest::Receive(request) => (request.store.blocks.len().saturating_mul(VERDICT_BYTES), 0),
+        DataRequest::Receive(request) | DataRequest::Packed(request) => {
+            (request.store.blocks.len().saturating_mul(VERDICT_BYTES), 0)
+        }
         DataRequest::Release(_)
         | DataRequest::Pair(_)
         | DataRequest::Share(_)

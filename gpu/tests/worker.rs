@@ -11,7 +11,8 @@ use fake_nccl::FakeNccl;
 use kvhive_gpu::Device;
 use kvhive_gpu::cuda::{Copier, CudaDevice, Direction, Gpu, GpuMemory, GpuSlab, Imported, Piece, Pinned};
 use kvhive_gpu::worker::{
-    Answer, Command, Extent, Heard, PairId, Rank, Setup, TellError, TransferId, UniqueId, Why, Worker, serve,
+    Answer, Command, Extent, Heard, LEAST_BYTES, MOST_BYTES, Packing, PairId, Rank, Setup, TellError,
+    TransferId, UniqueId, Why, Worker, serve,
 };
 use nccl_rs::{Comm, Config, Nccl, Span, State, Version};
 use rustix::io::Errno;
@@ -103,6 +104,8 @@ struct End {
     worker: Worker,
     heard: Receiver<Heard>,
     within: Duration,
+    /// How what it sends and receives is cut.
+    packing: Packing,
     /// What was told and not answered.
     open: usize,
     ended: Option<ExitStatus>,
@@ -140,6 +143,7 @@ impl End {
             worker,
             heard,
             within,
+            packing: Packing::Together,
             open: 0,
             ended: None,
             failures: Vec::new(),
@@ -214,13 +218,15 @@ impl End {
     }
 
     fn send(&mut self, pair: PairId, transfer: u64, to: u32, extents: &[Extent]) {
-        let (transfer, within, extents) = (TransferId(transfer), self.within, extents.to_vec());
-        self.tell(Command::Send { pair, transfer, to, within, extents });
+        let (transfer, within, packing, extents) =
+            (TransferId(transfer), self.within, self.packing, extents.to_vec());
+        self.tell(Command::Send { pair, transfer, to, within, packing, extents });
     }
 
     fn receive(&mut self, pair: PairId, transfer: u64, from: u32, extents: &[Extent]) {
-        let (transfer, within, extents) = (TransferId(transfer), self.within, extents.to_vec());
-        self.tell(Command::Receive { pair, transfer, from, within, extents });
+        let (transfer, within, packing, extents) =
+            (TransferId(transfer), self.within, self.packing, extents.to_vec());
+        self.tell(Command::Receive { pair, transfer, from, within, packing, extents });
     }
 
     fn copy(&self, direction: Direction, from: u64, to: u64, bytes: usize) {
@@ -346,17 +352,20 @@ fn carry(pair: PairId, ends: (&mut End, u32), to: (&mut End, u32), extents: [&[E
     assert!(from.read(reach) == sent, "what is sent stays as it was");
 }
 
-/// Transfers of many sizes, in both directions, wherever their bytes lie at either end.
-fn transfers_of_any_size(place: &Place, sizes: &[&[u64]]) {
+/// Transfers of many sizes, in both directions, wherever their bytes lie at either end and however they are cut.
+fn transfers_of_any_size(place: &Place, packings: &[Packing], sizes: &[&[u64]]) {
     let pair = PairId(1);
     let (mut one, mut other) = (End::start(place, 0, ""), End::start(place, 1, ""));
     assert!(join(pair, &mut [&mut one, &mut other]), "{:?} {:?}", one.failures, other.failures);
-    for lengths in sizes {
-        for (here, there) in [(false, false), (true, false), (false, true), (true, true)] {
-            let extents = [placed(lengths, here), placed(lengths, there)];
-            let extents = [&extents[0][..], &extents[1]];
-            carry(pair, (&mut one, 0), (&mut other, 1), extents);
-            carry(pair, (&mut other, 1), (&mut one, 0), extents);
+    for packing in packings {
+        (one.packing, other.packing) = (*packing, *packing);
+        for lengths in sizes {
+            for (here, there) in [(false, false), (true, false), (false, true), (true, true)] {
+                let extents = [placed(lengths, here), placed(lengths, there)];
+                let extents = [&extents[0][..], &extents[1]];
+                carry(pair, (&mut one, 0), (&mut other, 1), extents);
+                carry(pair, (&mut other, 1), (&mut one, 0), extents);
+            }
         }
     }
     for end in [&mut one, &mut other] {
@@ -378,7 +387,35 @@ fn blocks_of_any_size_come_as_they_went() {
         &[100_000; 90],
         &[9 << 20, 1 << 10, 3 << 20, 2000],
     ];
-    transfers_of_any_size(&Place::fake(), sizes);
+    transfers_of_any_size(&Place::fake(), &[Packing::Apart, Packing::Together], sizes);
+}
+
+#[test]
+fn no_send_is_of_less_than_half_a_mebibyte_where_there_is_more_to_send() {
+    let reached = tempfile::tempdir().expect("a temporary folder can be made");
+    let mut place = Place::fake();
+    let folder = reached.path().to_str().expect("it is text").to_owned();
+    place.environment.push(("KVHIVE_FAKE_NCCL_REACHED", folder));
+    let (pair, file) = (PairId(1), reached.path().join("sends"));
+    let (mut one, mut other) = (End::start(&place, 0, ""), End::start(&place, 1, ""));
+    assert!(join(pair, &mut [&mut one, &mut other]));
+    // Returns what was sent, and how often.
+    let mut sends = |packing: Packing, lengths: &[u64]| -> Vec<u64> {
+        let _ = std::fs::remove_file(&file);
+        (one.packing, other.packing) = (packing, packing);
+        carry(pair, (&mut one, 0), (&mut other, 1), [&placed(lengths, false), &placed(lengths, true)]);
+        let sent = std::fs::read_to_string(&file).expect("something was sent");
+        sent.lines().map(|line| line.parse().expect("it is a number")).collect()
+    };
+    let mixed: [&[u64]; 4] =
+        [&[1 << 10, 3 << 20], &[3 << 20, 17], &[9 << 20, 1 << 10, 600 << 10, 2000], &[100_000; 85]];
+    for lengths in mixed {
+        assert!(sends(Packing::Apart, lengths).iter().any(|bytes| *bytes < LEAST_BYTES), "{lengths:?}");
+        let sent = sends(Packing::Together, lengths);
+        assert_eq!(sent.iter().sum::<u64>(), lengths.iter().sum());
+        assert!(sent.iter().all(|bytes| (LEAST_BYTES..=MOST_BYTES).contains(bytes)), "{lengths:?}: {sent:?}");
+    }
+    assert_eq!(sends(Packing::Together, &[17, 1 << 10]), [17 + 1024], "it is all there is");
 }
 
 #[test]
@@ -391,8 +428,8 @@ fn one_rank_has_its_bytes_be_those_of_all() {
     let sent = varied(3, place.slab);
     for (at, end) in ends.iter_mut().enumerate() {
         end.write(&if at == 1 { sent.clone() } else { vec![POISON; place.slab] });
-        let (extents, within) = (placed(&lengths, at == 2), end.within);
-        end.tell(Command::Broadcast { pair, transfer: TransferId(1), root: 1, within, extents });
+        let (extents, within, packing) = (placed(&lengths, at == 2), end.within, end.packing);
+        end.tell(Command::Broadcast { pair, transfer: TransferId(1), root: 1, within, packing, extents });
     }
     for end in &mut ends {
         let answer = end.settle();
@@ -685,11 +722,11 @@ fn what_makes_no_sense_is_refused_and_costs_the_pair() {
     }
     let pair = PairId(20);
     assert!(join(pair, &mut [&mut one, &mut other]));
-    let (rank, within) = (Rank { at: 0, of: 2 }, LONG);
+    let (rank, within, packing) = (Rank { at: 0, of: 2 }, LONG, Packing::Together);
     one.tell(Command::Join { pair, id: UniqueId([0; 128]), rank, within });
     refused(&mut one);
     let too_many = vec![fine[0]; 5000];
-    let command = Command::Send { pair, transfer: TransferId(1), to: 1, within, extents: too_many };
+    let command = Command::Send { pair, transfer: TransferId(1), to: 1, within, packing, extents: too_many };
     assert_eq!(one.worker.tell(&command), Err(TellError::Senseless));
 }
 
@@ -891,7 +928,7 @@ fn a_real_gpu_has_blocks_come_as_they_went() {
         &[64 << 20],
         &[9 << 20, 1 << 10, 3 << 20, 2000],
     ];
-    transfers_of_any_size(&place, sizes);
+    transfers_of_any_size(&place, &[Packing::Together], sizes);
 }
 
 /// At a real one nothing says when a transfer is in its middle but that its other end was never told of it: the GPU waits for that.

@@ -117,6 +117,9 @@ pub enum DataRequest {
     /// by [`DataRequest::Receive`]. From [`crate::Level::DAYS`] on; between nodes. Answered as [`DataRequest::Fetch`] or
     /// [`DataRequest::Look`], where what has gone to my GPU is a miss.
     Pull(Box<PullRequest>),
+    /// As [`DataRequest::Receive`], of bytes that are packed: what is too little to be sent goes with a part of what is beside it. From
+    /// [`crate::Level::PACKED`] on.
+    Packed(ReceiveRequest),
 }
 
 impl DataRequest {
@@ -138,7 +141,7 @@ impl DataRequest {
             DataRequest::Look(request) => request.fetch.epoch,
             DataRequest::Done(request) => request.epoch,
             DataRequest::Carry(request) => request.store.epoch,
-            DataRequest::Receive(request) => request.store.epoch,
+            DataRequest::Receive(request) | DataRequest::Packed(request) => request.store.epoch,
             DataRequest::Pair(request) => request.epoch,
             DataRequest::Lend(request) => request.epoch,
             DataRequest::Gather(request) => request.store.epoch,
@@ -169,7 +172,7 @@ impl DataRequest {
             DataRequest::Names(_) => "names",
             DataRequest::Share(_) => "share",
             DataRequest::Done(_) => "done",
-            DataRequest::Carry(_) | DataRequest::Receive(_) => "copy",
+            DataRequest::Carry(_) | DataRequest::Receive(_) | DataRequest::Packed(_) => "copy",
             DataRequest::Pair(_) => "pair",
             DataRequest::Lend(_) => "lend",
         }
@@ -291,7 +294,7 @@ pub struct StoreRequest {
     pub blocks: Vec<StoreBlock>,
 }
 
-/// See [`DataRequest::Receive`].
+/// See [`DataRequest::Receive`] and [`DataRequest::Packed`].
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ReceiveRequest {
     /// The store, without a payload: a copy.

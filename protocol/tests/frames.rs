@@ -158,6 +158,7 @@ fn requests() -> Vec<DataRequest> {
             store: carried.clone(),
         })),
         DataRequest::Receive(ReceiveRequest { store: carried.clone(), transfer: transfer() }),
+        DataRequest::Packed(ReceiveRequest { store: carried.clone(), transfer: transfer() }),
         DataRequest::Pair(PairRequest { epoch, message: said(PairWord::Accept { incarnation }) }),
         DataRequest::Pair(PairRequest { epoch, message: said(offer) }),
         DataRequest::Pair(PairRequest { epoch, message: said(proposal) }),
@@ -581,7 +582,7 @@ fn a_proof_is_bound_to_everything_that_was_said() {
         token.client_proof(&Hello { sender: 4, ..hello.clone() }, &challenge),
         token.client_proof(&Hello { nonce: [3; 32], ..hello.clone() }, &challenge),
         token.client_proof(&Hello { cluster: None, ..hello.clone() }, &challenge),
-        token.client_proof(&Hello { version_max: 9, ..hello.clone() }, &challenge),
+        token.client_proof(&Hello { version_max: hello.version_max + 1, ..hello.clone() }, &challenge),
         token.client_proof(&hello, &Challenge { nonce: [3; 32], ..challenge.clone() }),
         token.client_proof(&hello, &Challenge { version: 2, ..challenge.clone() }),
         token.client_proof(&hello, &Challenge { cluster: None, ..challenge }),
@@ -689,7 +690,7 @@ proptest! {
 }
 
 const GOLDEN_MATCHED: &str = "4b564846020011004d000000000000001c00000000000000294fad96f94860b100000000020000000000000002000000000000000100000000000000";
-const GOLDEN_DATA: [&str; 43] = [
+const GOLDEN_DATA: [&str; 44] = [
     "80c3ad5a1f9d2f6e",
     "d6ce58de67428ad2",
     "d2294f65d9f11aad",
@@ -706,6 +707,7 @@ const GOLDEN_DATA: [&str; 43] = [
     "e4b6a3a2329e9c3d",
     "7593d67d3044f945",
     "1e8bac09d272f42c",
+    "b0c42b02b827272a",
     "ac729a20128459de",
     "f9fc4c2ea07d142a",
     "fc007ca4515a3bfb",

@@ -17,12 +17,13 @@ const OLDER_FRAMES: [(Level, &str); 2] =
     [(Level(1), include_str!("levels/1.txt")), (Level(2), include_str!("levels/2.txt"))];
 
 /// What each level after them said, as its last build wrote it.
-const LEVELS: [(Level, &str); 5] = [
+const LEVELS: [(Level, &str); 6] = [
     (Level(3), include_str!("levels/3.txt")),
     (Level(4), include_str!("levels/4.txt")),
     (Level(5), include_str!("levels/5.txt")),
     (Level(6), include_str!("levels/6.txt")),
     (Level(7), include_str!("levels/7.txt")),
+    (Level(8), include_str!("levels/8.txt")),
 ];
 
 /// The messages of a level: what each is, and its bytes.

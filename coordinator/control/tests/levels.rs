@@ -7,12 +7,13 @@ use kvhive_protocol::map::Settings;
 use kvhive_protocol::{ClusterId, Level, MemberState, RequestId, codec};
 
 /// What each level said whose frames are read (`protocol/tests/levels.rs`).
-const LEVELS: [(u16, &str); 5] = [
+const LEVELS: [(u16, &str); 6] = [
     (3, include_str!("../../../protocol/tests/levels/3.txt")),
     (4, include_str!("../../../protocol/tests/levels/4.txt")),
     (5, include_str!("../../../protocol/tests/levels/5.txt")),
     (6, include_str!("../../../protocol/tests/levels/6.txt")),
     (7, include_str!("../../../protocol/tests/levels/7.txt")),
+    (8, include_str!("../../../protocol/tests/levels/8.txt")),
 ];
 
 fn commands(text: &'static str) -> impl Iterator<Item = Command> {

@@ -3,7 +3,7 @@
 
 use super::channel::Channel;
 use super::message::{Answer, Command, Extent, PairId, Setup, TransferId, Why};
-use super::plan::{Copy, Place, Round, STAGED_BYTES, plan};
+use super::plan::{Copy, Packing, Place, Round, STAGED_BYTES, plan};
 use super::watch::Watch;
 use crate::cuda::{Copier, Cuda, CudaError, Gpu, GpuMemory, Imported, Mark, Piece};
 use nccl_rs::{Code, Comm, Config, Group, Nccl, NcclError, Rank, Span, State};
@@ -95,6 +95,7 @@ struct Transfer {
     id: TransferId,
     way: Way,
     until: Instant,
+    packing: Packing,
     extents: Vec<Extent>,
 }
 
@@ -202,17 +203,17 @@ impl Issuer {
                     Err(error) => self.fail_of(pair, &error)?,
                 }
             }
-            Command::Send { pair, transfer, to, within, extents } => {
+            Command::Send { pair, transfer, to, within, packing, extents } => {
                 let way = Way::Send { to };
-                self.wait(Transfer { pair, id: transfer, way, until: now + within, extents })?;
+                self.wait(Transfer { pair, id: transfer, way, until: now + within, packing, extents })?;
             }
-            Command::Receive { pair, transfer, from, within, extents } => {
+            Command::Receive { pair, transfer, from, within, packing, extents } => {
                 let way = Way::Receive { from };
-                self.wait(Transfer { pair, id: transfer, way, until: now + within, extents })?;
+                self.wait(Transfer { pair, id: transfer, way, until: now + within, packing, extents })?;
             }
-            Command::Broadcast { pair, transfer, root, within, extents } => {
+            Command::Broadcast { pair, transfer, root, within, packing, extents } => {
                 let way = Way::Broadcast { root };
-                self.wait(Transfer { pair, id: transfer, way, until: now + within, extents })?;
+                self.wait(Transfer { pair, id: transfer, way, until: now + within, packing, extents })?;
             }
             Command::Abort { pair } => {
                 if self.pairs.contains_key(&pair) {
@@ -289,7 +290,7 @@ impl Issuer {
                 Way::Receive { .. } => false,
                 Way::Broadcast { root } => root == rank,
             };
-            let rounds = plan(&transfer.extents).into();
+            let rounds = plan(transfer.packing, &transfer.extents).into();
             self.running = Some(Running { transfer, is_source, begun: now, rounds, is_told: false });
             self.begin_round()?;
         }

@@ -1,6 +1,7 @@
 //! What a node and its worker tell each other: small messages of fixed parts, each in one datagram. Both ends take what comes as
 //! something that may be anything.
 
+use super::plan::Packing;
 use nccl_rs::{Rank, UniqueId};
 use std::time::Duration;
 use thiserror::Error;
@@ -17,6 +18,8 @@ pub(super) const RANKS: u32 = 64;
 const LONGEST: Duration = Duration::from_secs(600);
 /// Bytes of a sentence.
 const SAID_BYTES: usize = 512;
+/// What the kind of a transfer is more by, where it is packed so.
+const TOGETHER: u8 = 6;
 
 /// A communicator of this worker, as the node calls it. One that stood before, between the same two, has another.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -94,6 +97,8 @@ pub enum Command {
         to: u32,
         /// How long that may take, what waits before it included.
         within: Duration,
+        /// How they are cut: alike at all ends.
+        packing: Packing,
         /// Which bytes.
         extents: Vec<Extent>,
     },
@@ -107,6 +112,8 @@ pub enum Command {
         from: u32,
         /// How long that may take, what waits before it included.
         within: Duration,
+        /// How they are cut: alike at all ends.
+        packing: Packing,
         /// Which bytes; nobody uses them until the answer.
         extents: Vec<Extent>,
     },
@@ -120,6 +127,8 @@ pub enum Command {
         root: u32,
         /// How long that may take, what waits before it included.
         within: Duration,
+        /// How they are cut: alike at all ends.
+        packing: Packing,
         /// Which bytes; at all ranks but one nobody uses them until the answer.
         extents: Vec<Extent>,
     },
@@ -363,23 +372,23 @@ impl Setup {
 impl Command {
     /// Writes it; one with more than may be in it is none.
     pub(super) fn encode(&self) -> Option<Vec<u8>> {
-        let carry =
-            |kind, pair: &PairId, transfer: &TransferId, peer: u32, within: &Duration, extents: &[Extent]| {
-                Writer::new(kind).transfer(*pair, *transfer, peer, *within).extents(extents)
-            };
+        let carry = |kind: u8, (pair, transfer): (&PairId, &TransferId), peer, within: &Duration, how| {
+            let kind = if how == &Packing::Together { kind + TOGETHER } else { kind };
+            Writer::new(kind).transfer(*pair, *transfer, peer, *within)
+        };
         let written = match self {
             Command::MakeId { pair } => Writer::new(1).u64(pair.0),
             Command::Join { pair, id, rank, within } => {
                 Writer::new(2).u64(pair.0).id(id).u32(rank.at).u32(rank.of).time(*within)
             }
-            Command::Send { pair, transfer, to, within, extents } => {
-                carry(3, pair, transfer, *to, within, extents)
+            Command::Send { pair, transfer, to, within, packing, extents } => {
+                carry(3, (pair, transfer), *to, within, packing).extents(extents)
             }
-            Command::Receive { pair, transfer, from, within, extents } => {
-                carry(4, pair, transfer, *from, within, extents)
+            Command::Receive { pair, transfer, from, within, packing, extents } => {
+                carry(4, (pair, transfer), *from, within, packing).extents(extents)
             }
-            Command::Broadcast { pair, transfer, root, within, extents } => {
-                carry(5, pair, transfer, *root, within, extents)
+            Command::Broadcast { pair, transfer, root, within, packing, extents } => {
+                carry(5, (pair, transfer), *root, within, packing).extents(extents)
             }
             Command::Abort { pair } => Writer::new(6).u64(pair.0),
             Command::Close { pair, within } => Writer::new(7).u64(pair.0).time(*within),
@@ -400,13 +409,14 @@ impl Command {
                     let rank = Some(rank).filter(|rank| rank.at < rank.of && rank.of <= RANKS)?;
                     Command::Join { pair, id, rank, within: reader.time()? }
                 }
-                kind @ 3..=5 => {
+                kind @ (3..=5 | 9..=11) => {
                     let (pair, transfer, peer) = (reader.pair()?, reader.transfer()?, reader.u32()?);
                     let (within, extents) = (reader.time()?, reader.extents()?);
-                    match kind {
-                        3 => Command::Send { pair, transfer, to: peer, within, extents },
-                        4 => Command::Receive { pair, transfer, from: peer, within, extents },
-                        _ => Command::Broadcast { pair, transfer, root: peer, within, extents },
+                    let packing = if kind > TOGETHER { Packing::Together } else { Packing::Apart };
+                    match kind % TOGETHER {
+                        3 => Command::Send { pair, transfer, to: peer, within, packing, extents },
+                        4 => Command::Receive { pair, transfer, from: peer, within, packing, extents },
+                        _ => Command::Broadcast { pair, transfer, root: peer, within, packing, extents },
                     }
                 }
                 6 => Command::Abort { pair: reader.pair()? },

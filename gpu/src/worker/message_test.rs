@@ -8,13 +8,20 @@ const SOON: Duration = Duration::from_millis(250);
 
 fn commands() -> Vec<Command> {
     let extents = vec![Extent { at: 4096, bytes: 5 }, Extent { at: 0, bytes: 1 << 20 }];
-    let (pair, transfer, within) = (PAIR, TransferId(9), SOON);
+    let (pair, transfer, within, packing) = (PAIR, TransferId(9), SOON, Packing::Together);
     vec![
         Command::MakeId { pair },
         Command::Join { pair, id: UniqueId([3; 128]), rank: Rank { at: 1, of: 2 }, within },
-        Command::Send { pair, transfer, to: 1, within, extents: extents.clone() },
-        Command::Receive { pair, transfer, from: 0, within, extents: extents.clone() },
-        Command::Broadcast { pair, transfer, root: 2, within, extents },
+        Command::Send { pair, transfer, to: 1, within, packing, extents: extents.clone() },
+        Command::Receive {
+            pair,
+            transfer,
+            from: 0,
+            within,
+            packing: Packing::Apart,
+            extents: extents.clone(),
+        },
+        Command::Broadcast { pair, transfer, root: 2, within, packing, extents },
         Command::Abort { pair },
         Command::Close { pair, within },
         Command::End,
@@ -69,8 +76,10 @@ fn what_is_cut_or_goes_on_is_no_message() {
 
 #[test]
 fn what_is_too_much_is_not_sent() {
-    let send =
-        |within, extents| Command::Send { pair: PAIR, transfer: TransferId(0), to: 0, within, extents };
+    let send = |within, extents| {
+        let (pair, transfer, packing) = (PAIR, TransferId(0), Packing::Together);
+        Command::Send { pair, transfer, to: 0, within, packing, extents }
+    };
     let one = Extent { at: 0, bytes: 1 };
     assert!(send(SOON, vec![one; EXTENTS]).encode().is_some_and(|bytes| bytes.len() <= MESSAGE_BYTES));
     assert_eq!(send(SOON, vec![one; EXTENTS + 1]).encode(), None);
@@ -92,7 +101,7 @@ fn what_is_too_much_is_not_sent() {
 
 proptest! {
     #[test]
-    fn no_bytes_make_a_reader_fall_over(bytes in prop::collection::vec(any::<u8>(), 0..400), kind in 0u8..10) {
+    fn no_bytes_make_a_reader_fall_over(bytes in prop::collection::vec(any::<u8>(), 0..400), kind in 0u8..13) {
         let mut bytes = bytes;
         if let Some(first) = bytes.first_mut() {
             *first = kind;

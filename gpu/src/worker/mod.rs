@@ -20,5 +20,5 @@ pub use handle::{Heard, TellError, Worker};
 pub use message::fuzz_messages;
 pub use message::{Answer, Command, Extent, Garbled, PairId, Setup, TransferId, Why};
 pub use nccl_rs::{Rank, UniqueId};
-pub use plan::{LEAST_BYTES, MOST_BYTES};
+pub use plan::{LEAST_BYTES, MOST_BYTES, Packing};
 pub use serve::{ServeError, serve};

@@ -11,6 +11,7 @@ use crate::data::recall::Noted;
 use crate::data::traced;
 use crate::view::Serving;
 use kvhive_cache::member;
+use kvhive_gpu::worker::Packing;
 use kvhive_protocol::data::{
     DataReply, DataRequest, MAX_KEYS_PER_MATCH, MAX_KEYS_PER_RELEASE, MatchRequest, PairRequest,
     ReleaseRequest, StrategiesRequest,
@@ -152,6 +153,7 @@ async fn serve_request(
         | DataRequest::Lend(_)
         | DataRequest::Done(_)
         | DataRequest::Receive(_)
+        | DataRequest::Packed(_)
         | DataRequest::Pair(_)
         // How long it takes is another node's matter too.
         | DataRequest::Guest(_)
@@ -212,7 +214,8 @@ async fn answer(
             Err(WireError::malformed(format_args!("no request of its own")))
         }
         DataRequest::Carry(request) => plane.carried(connection, (peer, until), span, *request).await?,
-        DataRequest::Receive(request) => plane.receive(peer, span, request).await,
+        DataRequest::Receive(request) => plane.receive(peer, span, (request, Packing::Apart)).await,
+        DataRequest::Packed(request) => plane.receive(peer, span, (request, Packing::Together)).await,
         DataRequest::Pair(request) => heard(plane, peer, request),
         DataRequest::Store(request) => plane.store(connection, (peer, until), span, request).await?,
         DataRequest::Fetch(_) | DataRequest::Guest(_) | DataRequest::Pull(_) => {

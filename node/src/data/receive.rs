@@ -8,6 +8,7 @@ use crate::data::pull::PUSH_LIMIT;
 use crate::data::store::{Taken, Task, landed};
 use crate::guards::WriteGuard;
 use kvhive_cache::GuestKey;
+use kvhive_gpu::worker::Packing;
 use kvhive_protocol::data::{DataReply, ReceiveRequest, Refusal, StoreBlock, StoreRequest, Stored};
 use kvhive_protocol::handshake::Role;
 use kvhive_protocol::pairs::TransferId;
@@ -57,7 +58,7 @@ impl DataPlane {
         &self,
         peer: Peer,
         span: &Span,
-        request: ReceiveRequest,
+        (request, packing): (ReceiveRequest, Packing),
     ) -> Result<DataReply, WireError> {
         let ReceiveRequest { store, transfer } = request;
         if peer.role != Role::Node || !peer.is_of(transfer.sender.member) || !store.copy {
@@ -70,7 +71,7 @@ impl DataPlane {
             let wanted = self.are_awaited(transfer.sender.member, &store);
             // They may have been until just now. What a shard keeps is announced otherwise, whoever is a replica by now.
             let wanted = wanted.ok_or_else(|| not_carried("nobody here waits for these guests"))?;
-            return self.receive_guests(span, transfer, store, wanted).await;
+            return self.receive_guests(span, (transfer, packing), store, wanted).await;
         }
         let (moved, given_by) = (store.moved, store.moved.then_some(store.epoch));
         let announced = store.blocks.iter().map(|block| block.header.payload_bytes);
@@ -81,7 +82,7 @@ impl DataPlane {
         let guards = all_on_gpu(reserved).ok_or_else(|| not_carried("not all of it would go to the GPU"))?;
         let mut receiving = span.part("receive");
         receiving.note("kvhive.bytes", bytes);
-        let arrived = self.replicator.links.expect(device, transfer, guards, ARRIVES_WITHIN).await;
+        let arrived = self.replicator.links.expect(device, (transfer, packing), guards, ARRIVES_WITHIN).await;
         let guards = arrived.map_err(not_carried)?;
         drop(receiving);
         let stored = self.settle_on_gpu(span, task, guards).await;
@@ -104,7 +105,7 @@ impl DataPlane {
     async fn receive_guests(
         &self,
         span: &Span,
-        transfer: TransferId,
+        packed: (TransferId, Packing),
         store: StoreRequest,
         wanted: Vec<GuestKey>,
     ) -> Result<DataReply, WireError> {
@@ -126,8 +127,7 @@ impl DataPlane {
         }
         let mut receiving = span.part("receive guests");
         receiving.note("kvhive.blocks", headers.len());
-        let arrived =
-            self.replicator.links.expect(store.device, transfer, guards, GUESTS_ARRIVE_WITHIN).await;
+        let arrived = self.replicator.links.expect(store.device, packed, guards, GUESTS_ARRIVE_WITHIN).await;
         let digests = WriteGuard::digests_on_gpu(arrived.map_err(not_carried)?).await;
         let (guards, digests) = digests.ok_or_else(|| not_carried("the GPU gave no digests"))?;
         let mut blocks = Vec::with_capacity(guards.len());

@@ -54,7 +54,7 @@ impl About<'_> {
                 (ask.store.device, ask.store.tenant, &ask.store.runs, ask.store.blocks.len())
             }
             DataRequest::Store(ask) => (ask.device, ask.tenant, &ask.runs, ask.blocks.len()),
-            DataRequest::Receive(ask) => {
+            DataRequest::Receive(ask) | DataRequest::Packed(ask) => {
                 (ask.store.device, ask.store.tenant, &ask.store.runs, ask.store.blocks.len())
             }
             DataRequest::Gather(ask) => {

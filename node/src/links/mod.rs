@@ -15,6 +15,7 @@ use crate::view::{Serving, View};
 use futures_util::future::BoxFuture;
 use kvhive_client::Pool;
 use kvhive_gpu::SharedPlace;
+use kvhive_gpu::worker::Packing;
 use kvhive_links::Ends;
 use kvhive_links::pairs::Why;
 use kvhive_protocol::data::{DataReply, DataRequest, StoreRequest};
@@ -288,12 +289,12 @@ impl Links {
     pub(crate) async fn expect(
         &self,
         device: DeviceId,
-        transfer: TransferId,
+        (transfer, packing): (TransferId, Packing),
         guards: Vec<WriteGuard>,
         limit: Duration,
     ) -> Result<Vec<WriteGuard>, Why> {
         let nccl = self.nccl.as_ref().ok_or(Why::NoWorker)?;
-        nccl.expect(device, transfer, guards, limit).await
+        nccl.expect(device, (transfer, packing), guards, limit).await
     }
 
     /// Hears what the GPU of another node says to one of this node's.

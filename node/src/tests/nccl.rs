@@ -7,6 +7,7 @@ mod fake_nccl;
 mod groups;
 mod guests;
 mod moves;
+mod packed;
 mod room;
 
 use super::asker::{Block, kept};

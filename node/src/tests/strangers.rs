@@ -42,7 +42,7 @@ const NODES: &[Role] = &[Role::Node];
 const NOBODY: &[Role] = &[];
 
 /// Who may ask what of a node. A verb that has no row here fails the test: whoever makes one decides whose it is.
-const VERBS: [(&str, &[Role]); 23] = [
+const VERBS: [(&str, &[Role]); 24] = [
     ("Match", EVERYBODY),
     ("Fetch", EVERYBODY),
     ("Store", EVERYBODY),
@@ -67,6 +67,7 @@ const VERBS: [(&str, &[Role]); 23] = [
     ("Scatter", EVERYBODY),
     ("Guest", CLIENTS),
     ("Pull", NODES),
+    ("Packed", NODES),
 ];
 
 /// An example of each verb, by its name.
@@ -94,7 +95,7 @@ fn verbs(member: MemberId) -> Vec<(String, DataRequest)> {
         let name = format!("{request:?}");
         let name = name.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default().to_owned();
         match &mut request {
-            DataRequest::Receive(request) => request.store.copy = true,
+            DataRequest::Receive(request) | DataRequest::Packed(request) => request.store.copy = true,
             DataRequest::Store(request) => {
                 let copy = StoreRequest { copy: true, ..request.clone() };
                 all.push(("Store of a copy".to_owned(), DataRequest::Store(copy)));

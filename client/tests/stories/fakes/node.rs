@@ -311,7 +311,11 @@ impl State {
                 (DataReply::Recalled { epoch: self.epoch, parts: Vec::new() }, Vec::new())
             }
             // Real nodes answer for names, in the stories of the Redis port.
-            DataRequest::Names(_) | DataRequest::Receive(_) | DataRequest::Pair(_) | DataRequest::Pull(_) => {
+            DataRequest::Names(_)
+            | DataRequest::Receive(_)
+            | DataRequest::Packed(_)
+            | DataRequest::Pair(_)
+            | DataRequest::Pull(_) => {
                 panic!("no story of these asks for that")
             }
             DataRequest::Lend(_) | DataRequest::Gather(_) | DataRequest::Scatter(_) => {

@@ -5,7 +5,8 @@
  * KVHIVE_FAKE_NCCL says what goes wrong: `NAME:N:HOW` separated by commas, the Nth call of NAME, or the Nth `transfer` in its middle, or the Nth
  * `asked` of a communicator that something was enqueued on, or `idle` of one that stands and on which nothing was, both of which
  * ncclCommGetAsyncError is; the 0th is each. HOW is `fail`, `hang`, `die` or, of transfers, `slow`: a tenth of a second; once something has, there is a file of that
- * NAME in the folder KVHIVE_FAKE_NCCL_REACHED, and there is `config`: how a communicator was to be made. KVHIVE_FAKE_NCCL_VERSION says which version it is. */
+ * NAME in the folder KVHIVE_FAKE_NCCL_REACHED, and there are `config`: how a communicator was to be made, and `sends`: how many bytes each send
+ * was of. KVHIVE_FAKE_NCCL_VERSION says which version it is. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -397,6 +398,14 @@ int ncclGroupEnd(void) {
     }
     return IN_PROGRESS;
 }
+static void note_send(size_t bytes) {
+    char path[4096];
+    if (!getenv("KVHIVE_FAKE_NCCL_REACHED")) return;
+    snprintf(path, sizeof path, "%s/sends", getenv("KVHIVE_FAKE_NCCL_REACHED"));
+    FILE *file = fopen(path, "ae");
+    if (file) fprintf(file, "%zu\n", bytes);
+    if (file) fclose(file);
+}
 static int ask(Op op) {
     Comm *comm = op.comm;
     if (comm->state) return comm->state;
@@ -405,6 +414,7 @@ static int ask(Op op) {
     if (op.kind == LEAF ? op.peer == comm->rank : 0) op.kind = ROOT;
     else if (op.peer == comm->rank) return USAGE;
     if (!depth) return USAGE;
+    if (op.kind == SEND || op.kind == ROOT) note_send(op.bytes);
     group[grouped++] = op;
     return OK;
 }

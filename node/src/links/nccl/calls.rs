@@ -3,7 +3,9 @@
 use super::hand::Hand;
 use super::state::Life;
 use crate::config::NcclConfig;
-use kvhive_gpu::worker::{Answer, Command, Heard, PairId, Rank, Setup, TellError, UniqueId, Worker};
+use kvhive_gpu::worker::{
+    Answer, Command, Extent, Heard, Packing, PairId, Rank, Setup, TellError, UniqueId, Worker,
+};
 use kvhive_links::pairs::{self, Communicator, Event};
 use kvhive_protocol::Moment;
 use kvhive_protocol::pairs::UniqueId as WireId;
@@ -14,6 +16,8 @@ use std::time::Duration;
 
 /// A communicator that does nothing is closed within this, or given up.
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
+/// What is sent of a batch that is not there: the command is refused, and costs the pair.
+const NOTHING: (Packing, Vec<Extent>) = (Packing::Apart, Vec::new());
 
 impl Hand {
     /// Has a worker be started on a thread of its own, which then hears it: neither takes the time of whoever tells the machine something.
@@ -170,23 +174,29 @@ pub(super) fn command_worker(life: &mut Life, now: Moment, command: pairs::Comma
             }
         }
         pairs::Command::Send { communicator, transfer, ticket, deadline } => {
-            let extents = life.outgoing.get(&ticket).map(|batch| batch.extents.clone()).unwrap_or_default();
+            let (packing, extents) = match life.outgoing.get(&ticket) {
+                Some(batch) => (batch.packing, batch.extents.clone()),
+                None => NOTHING,
+            };
             let to = life.other_rank(communicator.0);
             let named = life.name(transfer);
             let (pair, transfer, within) = (pair(communicator), named, within(deadline));
             match to {
-                Some(to) => Command::Send { pair, transfer, to, within, extents },
-                None => Command::Broadcast { pair, transfer, root: 0, within, extents },
+                Some(to) => Command::Send { pair, transfer, to, within, packing, extents },
+                None => Command::Broadcast { pair, transfer, root: 0, within, packing, extents },
             }
         }
         pairs::Command::Receive { communicator, transfer, deadline } => {
-            let extents = life.incoming.get(&transfer).map(|batch| batch.extents.clone()).unwrap_or_default();
+            let (packing, extents) = match life.incoming.get(&transfer) {
+                Some(batch) => (batch.packing, batch.extents.clone()),
+                None => NOTHING,
+            };
             let from = life.other_rank(communicator.0);
             let named = life.name(transfer);
             let (pair, transfer, within) = (pair(communicator), named, within(deadline));
             match from {
-                Some(from) => Command::Receive { pair, transfer, from, within, extents },
-                None => Command::Broadcast { pair, transfer, root: 0, within, extents },
+                Some(from) => Command::Receive { pair, transfer, from, within, packing, extents },
+                None => Command::Broadcast { pair, transfer, root: 0, within, packing, extents },
             }
         }
         pairs::Command::Abort { communicator } | pairs::Command::Close { communicator }

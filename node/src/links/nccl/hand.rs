@@ -12,7 +12,7 @@ use crate::links::tcp::Tcp;
 use crate::view::{Serving, View};
 use futures_util::future::join_all;
 use kvhive_gpu::DeviceKind;
-use kvhive_gpu::worker::Extent;
+use kvhive_gpu::worker::{Extent, Packing};
 use kvhive_links::Pairs;
 use kvhive_links::pairs::{self, Effect, Event, Ticket, Tuning, Why};
 use kvhive_protocol::data::{DataReply, DataRequest, PairRequest, ReceiveRequest};
@@ -158,6 +158,14 @@ impl Hand {
         self.lock().life.as_ref()?.pairs.group_state(targets)
     }
 
+    /// Returns how a batch is cut that begins now: its targets are told so with it. All can be told what the cluster's level has.
+    fn packing(&self) -> Packing {
+        match self.view.serving() {
+            Some(serving) if serving.map.level >= Level::PACKED => Packing::Together,
+            _ => Packing::Apart,
+        }
+    }
+
     /// Has a batch get to all its targets, of whom there are parcels of the same blocks; returns what becomes of it at each.
     pub(super) async fn carry(
         self: &Arc<Self>,
@@ -178,7 +186,9 @@ impl Hand {
             let store = announced(parcel)?;
             Some((parcel.target, (store, parcel.trace)))
         });
-        let batch = Outgoing { stores: stores.collect(), extents, _blocks: blocks, tell, is_quiet: false };
+        let packing = self.packing();
+        let stores = stores.collect();
+        let batch = Outgoing { stores, extents, packing, _blocks: blocks, tell, is_quiet: false };
         {
             let mut state = self.lock();
             state.tickets += 1;
@@ -214,7 +224,7 @@ impl Hand {
 
     pub(super) async fn expect(
         self: &Arc<Self>,
-        transfer: TransferId,
+        (transfer, packing): (TransferId, Packing),
         guards: Vec<WriteGuard>,
         limit: Duration,
     ) -> Result<Vec<WriteGuard>, Why> {
@@ -230,6 +240,7 @@ impl Hand {
             }
             let batch = Incoming {
                 extents,
+                packing,
                 guards: Some(guards),
                 held: Vec::new(),
                 tell: Some(tell),
@@ -328,14 +339,19 @@ impl Hand {
         transfer: TransferId,
         target: DeviceId,
     ) -> Option<Event> {
-        let announced = life.outgoing.get(&ticket).and_then(|batch| batch.stores.get(&target).cloned());
-        let (Some((store, trace)), Some(serving)) = (announced, self.view.serving()) else {
+        let batch = life.outgoing.get(&ticket);
+        let announced = batch.and_then(|batch| Some((batch.packing, batch.stores.get(&target)?.clone())));
+        let (Some((packing, (store, trace))), Some(serving)) = (announced, self.view.serving()) else {
             return Some(Event::Refused { ticket });
         };
         let hand = self.clone();
         self.io.spawn(async move {
             let deadline = Instant::now() + super::super::COPY_LIMIT;
-            let request = DataRequest::Receive(ReceiveRequest { store, transfer });
+            let request = ReceiveRequest { store, transfer };
+            let request = match packing {
+                Packing::Apart => DataRequest::Receive(request),
+                Packing::Together => DataRequest::Packed(request),
+            };
             let answer = hand.tcp.exchange(&serving.map, target, (trace, &request), &[], deadline).await;
             let mut state = hand.lock();
             let Some(life) = state.life.as_mut() else { return };

@@ -15,6 +15,7 @@ use crate::view::{Serving, View};
 use futures_util::future::BoxFuture;
 use hand::Hand;
 use kvhive_client::Pool;
+use kvhive_gpu::worker::Packing;
 use kvhive_links::pairs::Why;
 use kvhive_protocol::DeviceId;
 use kvhive_protocol::data::{DataReply, DataRequest, StoreRequest};
@@ -142,12 +143,12 @@ impl Nccl {
     pub(super) async fn expect(
         &self,
         device: DeviceId,
-        transfer: TransferId,
+        packed: (TransferId, Packing),
         guards: Vec<WriteGuard>,
         limit: Duration,
     ) -> Result<Vec<WriteGuard>, Why> {
         let hand = self.hand(device).ok_or(Why::NoWorker)?;
-        hand.expect(transfer, guards, limit).await
+        hand.expect(packed, guards, limit).await
     }
 
     /// Records what became of all pairs, and how far they are.

@@ -3,7 +3,7 @@
 use super::NotCarried;
 use crate::data::OnGpu;
 use crate::guards::WriteGuard;
-use kvhive_gpu::worker::{Extent, Rank, TransferId as Named, Worker};
+use kvhive_gpu::worker::{Extent, Packing, Rank, TransferId as Named, Worker};
 use kvhive_links::Pairs;
 use kvhive_links::pairs::{Ticket, Why};
 use kvhive_protocol::data::{DataReply, StoreRequest};
@@ -21,6 +21,8 @@ pub(super) struct Outgoing {
     /// What each target's node is told of it, and as whose part.
     pub(super) stores: BTreeMap<DeviceId, (StoreRequest, Option<TraceContext>)>,
     pub(super) extents: Vec<Extent>,
+    /// How they are cut, at all ends.
+    pub(super) packing: Packing,
     /// Keeps the frames as they are.
     pub(super) _blocks: Vec<Arc<OnGpu>>,
     /// Whose targets were not answered for yet.
@@ -31,6 +33,8 @@ pub(super) struct Outgoing {
 /// A batch that is expected.
 pub(super) struct Incoming {
     pub(super) extents: Vec<Extent>,
+    /// How its sender has said that they are cut.
+    pub(super) packing: Packing,
     /// None once they were given back, or will not be.
     pub(super) guards: Option<Vec<WriteGuard>>,
     /// Of writes that were given up: something may write to them yet.

@@ -3,7 +3,7 @@
 use super::LARGEST;
 use anyhow::{Context, Result, bail, ensure};
 use kvhive_gpu::cuda::{CudaDevice, Gpu, GpuSlab};
-use kvhive_gpu::worker::{Answer, Command, Extent, Heard, PairId, Rank, Setup, TransferId, Worker};
+use kvhive_gpu::worker::{Answer, Command, Extent, Heard, Packing, PairId, Rank, Setup, TransferId, Worker};
 use kvhive_gpu::{Arena, ClassId, Device, SizeClass, WriteFrame};
 use kvhive_node::NcclConfig;
 use rand::rngs::SmallRng;
@@ -170,11 +170,25 @@ impl<'a> Pair<'a> {
         let extents =
             frames.each_ref().map(|frame| vec![Extent { at: frame.offset() as u64, bytes: bytes as u64 }]);
         self.transfer += 1;
-        let (pair, transfer) = (self.pair, TransferId(self.transfer));
+        let (pair, transfer, packing) = (self.pair, TransferId(self.transfer), Packing::Together);
         let [from, to] = extents;
         let begun = Instant::now();
-        self.ends[1].tell(&Command::Receive { pair, transfer, from: 0, within: WITHIN, extents: to })?;
-        self.ends[0].tell(&Command::Send { pair, transfer, to: 1, within: WITHIN, extents: from })?;
+        self.ends[1].tell(&Command::Receive {
+            pair,
+            transfer,
+            from: 0,
+            within: WITHIN,
+            packing,
+            extents: to,
+        })?;
+        self.ends[0].tell(&Command::Send {
+            pair,
+            transfer,
+            to: 1,
+            within: WITHIN,
+            packing,
+            extents: from,
+        })?;
         for end in &self.ends {
             end.hear(|answer| matches!(answer, Answer::Done { .. }).then_some(()))?;
         }
@@ -216,8 +230,8 @@ impl<'a> Pair<'a> {
         let frame = self.place.memory[0].frame(LARGEST)?;
         let extents = vec![Extent { at: frame.offset() as u64, bytes: frame.len() as u64 }];
         self.transfer += 1;
-        let (pair, transfer) = (self.pair, TransferId(self.transfer));
-        self.ends[0].tell(&Command::Send { pair, transfer, to: 1, within: WITHIN, extents })?;
+        let (pair, transfer, packing) = (self.pair, TransferId(self.transfer), Packing::Together);
+        self.ends[0].tell(&Command::Send { pair, transfer, to: 1, within: WITHIN, packing, extents })?;
         std::thread::sleep(STUCK);
         let begun = Instant::now();
         for end in &self.ends {
