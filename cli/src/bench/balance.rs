@@ -118,7 +118,7 @@ async fn settled(client: &Client) -> Result<()> {
     let is_there = |map: &ClusterMap| {
         map.filling.is_empty() && map.balanced.iter().all(|(slot, set)| map.replicas(*slot) == set)
     };
-    while !is_there(&client.refresh().await?) {
+    while !is_there(&*client.refresh().await?) {
         if begun.elapsed() > LIMIT {
             bail!("slots are not where they belong after {} s", LIMIT.as_secs());
         }

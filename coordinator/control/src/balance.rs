@@ -135,6 +135,9 @@ pub(crate) fn decide(
     let before = model.rates();
     let mean = model.mean();
     let mut reasons: BTreeMap<Slot, String> = BTreeMap::new();
+    // What has cooled can wait, and what is hot cannot: at least half of what is changed at once is left to that.
+    let is_idle = mean < tuning.least_rate;
+    let mut cools = if is_idle { tuning.at_once } else { tuning.at_once.div_ceil(2) };
     for (slot, set) in seen.balanced {
         if let Some(gone) = set.0.iter().find(|device| !model.places.contains_key(device)) {
             reasons.insert(*slot, format!("device {gone} is not there to hold it any more"));
@@ -143,10 +146,10 @@ pub(crate) fn decide(
         }
         let (smaller, rate) = (model.smaller(*slot), model.asked.get(slot).map_or(0, |asked| asked.rate));
         let is_negligible = rate * 100 <= mean * NEGLIGIBLE_PERCENT;
-        let is_idle = mean < tuning.least_rate;
         let is_calm = || model.busiest_with(*slot, &smaller) * 100 <= mean * tuning.calm_percent;
         let is_cold = is_idle || is_negligible || is_calm();
-        if may_cool(*slot, is_cold) {
+        if may_cool(*slot, is_cold) && cools > 0 {
+            cools -= 1;
             reasons.insert(
                 *slot,
                 format!(

@@ -4,7 +4,7 @@ use super::*;
 use crate::planner::Planner;
 use crate::planner::tests::goes_on;
 use crate::registry::tests::Cluster;
-use kvhive_protocol::control::{Command, CommandReply};
+use kvhive_protocol::control::{Command, CommandReply, MAX_BALANCED};
 use kvhive_protocol::load::MAX_HOT_SLOTS;
 use kvhive_protocol::{ClusterMap, Reason, SLOTS};
 use std::collections::BTreeSet;
@@ -211,6 +211,57 @@ fn who_is_asked_first_is_changed_where_all_have_everything_already() {
     assert!(world.decisions.iter().any(told), "{:?}", world.decisions);
     let changed = world.pass(300);
     assert!(changed <= 4, "{changed} slots changed under a load that did not");
+}
+
+/// Has so many slots that nobody reads ask their other replica first; says which.
+fn turn_round(world: &mut World, count: usize) -> BTreeSet<Slot> {
+    let map = world.map();
+    let read: BTreeSet<Slot> = world.keys.iter().map(|(slot, _)| *slot).collect();
+    let turned: BTreeSet<Slot> = Slot::all().filter(|slot| !read.contains(slot)).take(count).collect();
+    let change = |slot: &Slot| Balancing {
+        slot: *slot,
+        set: map.replicas(*slot).0.iter().rev().copied().collect(),
+        reason: Reason::new("it was read much"),
+    };
+    let changes = turned.iter().map(change).collect();
+    let reply = world.cluster.apply(Command::Balance { based_on: map.epoch, changes });
+    assert!(matches!(reply, CommandReply::Applied { .. }), "{reply:?}");
+    world.move_slots();
+    assert_eq!(world.map().balanced.len(), count);
+    turned
+}
+
+#[test]
+fn a_slot_that_is_read_much_takes_the_place_of_one_that_is_not_where_no_more_can_be_placed() {
+    let mut world = World::new(8, 2, 1000, 1.1, 4);
+    turn_round(&mut world, MAX_BALANCED);
+    let before = world.skew();
+    // Nothing has cooled for long enough yet.
+    world.pass(100);
+    let (after, map) = (world.skew(), world.map());
+    assert!(before >= 150 && after <= 125, "{before} % before, {after} % after");
+    assert!(map.balanced.contains_key(&world.keys[0].0) && map.balanced.len() <= MAX_BALANCED);
+    let told = |one: &Balancing| {
+        one.set.is_empty() && one.reason.as_str().contains("no more than 1024 slots can go elsewhere")
+    };
+    assert!(world.decisions.iter().any(told), "{:?}", world.decisions);
+}
+
+#[test]
+fn what_has_cooled_holds_up_nobodys_relief() {
+    let mut world = World::new(8, 2, 1000, 1.1, 4);
+    let turned = turn_round(&mut world, 500);
+    let spreads = world.tuning.beyond_percent;
+    world.tuning.beyond_percent = 10_000;
+    world.pass(130);
+    world.tuning.beyond_percent = spreads;
+    assert_eq!(world.decisions, [], "nothing has cooled for long enough yet");
+    while world.decisions.is_empty() {
+        world.pass(10);
+    }
+    let cooled = world.decisions.iter().filter(|one| turned.contains(&one.slot)).count();
+    assert!(cooled <= 32 && world.decisions.len() > cooled, "{cooled} of {}", world.decisions.len());
+    assert!(world.decisions.iter().any(|one| one.slot == world.keys[0].0), "{:?}", world.decisions);
 }
 
 #[test]

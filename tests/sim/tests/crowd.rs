@@ -14,7 +14,7 @@ fn holds<T, E: Debug>(what: Result<T, E>) -> T {
     what.unwrap_or_else(|broken| panic!("{broken:?}"))
 }
 
-/// Says that those that are read most have as many replicas as there can be, and all others no more to carry than is left alone.
+/// Says that those that are read most have as many replicas as there can be, and all others no more to carry than is left alone, or nearly.
 fn check_is_even(crowd: &Crowd, when: &str) {
     let map = crowd.map();
     let hottest: Vec<usize> = crowd.hottest(HOTTEST).iter().map(|slot| map.replicas(*slot).0.len()).collect();
@@ -24,8 +24,8 @@ fn check_is_even(crowd: &Crowd, when: &str) {
         map.balanced.len()
     );
     assert_eq!(hottest, [usize::from(MAX_REPLICAS); HOTTEST], "{when}");
-    // Up to 120 % nothing is done; beyond, a share of a hot slot needs somebody to take it who carries next to nothing.
-    assert!(other <= 150, "{when}: {other} % of the mean");
+    // Up to 120 % nothing is done, and reports are off by some per cent.
+    assert!(other <= 125, "{when}: {other} % of the mean");
 }
 
 #[test]

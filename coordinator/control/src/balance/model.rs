@@ -18,6 +18,8 @@ const MAX_PASSED_OVER: usize = 256;
 const REPLICA_PERCENT: u64 = 5;
 /// What another device must be better by as a slot's primary than one of its replicas that has the blocks already, in per cent of the mean.
 const MOVE_PERCENT: u64 = 2;
+/// How many times as much a slot must be read as one that goes back to make room for it, where as many as can be do not go by their hash.
+const COOLER: u64 = 2;
 /// What a change must make better, in per cent of the mean.
 const LEAST_GAIN_PERCENT: u64 = 2;
 
@@ -235,6 +237,25 @@ impl<'a> Model<'a> {
                 }
                 continue;
             };
+            if self.is_by_hash(slot) && self.left(reasons) == 0 {
+                let other = self.coolest(self.asked[&slot].rate / COOLER, reasons);
+                let Some(other) = other.filter(|_| reasons.len() + 2 <= tuning.at_once) else {
+                    because.get_or_insert_with(|| {
+                        format!("{MAX_BALANCED} slots do not go by their hash, and no more of them can")
+                    });
+                    passed_over.insert(busiest);
+                    if passed_over.len() >= MAX_PASSED_OVER {
+                        return because.unwrap_or_default();
+                    }
+                    continue;
+                };
+                let why = format!(
+                    "it is read at {} only, and no more than {MAX_BALANCED} slots can go elsewhere than by their hash",
+                    shown(self.asked[&other].rate)
+                );
+                reasons.insert(other, why);
+                self.put_back(other);
+            }
             begins = tuning.aim_percent;
             let asked = &self.asked[&slot];
             let is_it = |device: &DeviceId| *device == self.devices[busiest];
@@ -258,6 +279,27 @@ impl<'a> Model<'a> {
             reasons.entry(slot).or_insert(why);
             self.place(slot, set);
         }
+    }
+
+    fn is_by_hash(&self, slot: Slot) -> bool {
+        self.asked.get(&slot).is_none_or(|asked| asked.set == self.seen.hashed(slot))
+    }
+
+    /// Returns how many slots more may belong elsewhere than by their hash, after these changes.
+    fn left(&self, reasons: &BTreeMap<Slot, String>) -> usize {
+        let is_back = |slot: &&Slot| self.is_by_hash(**slot);
+        let (were, are_new): (Vec<&Slot>, Vec<&Slot>) =
+            reasons.keys().partition(|slot| self.seen.balanced.contains_key(slot));
+        let back = were.into_iter().filter(is_back).count();
+        let added = are_new.into_iter().filter(|slot| !is_back(slot)).count();
+        (MAX_BALANCED + back).saturating_sub(self.seen.balanced.len() + added)
+    }
+
+    /// Returns which of the slots that do not go by their hash is read least, if that is no more than `most`: it can make room for another.
+    fn coolest(&self, most: u64, reasons: &BTreeMap<Slot, String>) -> Option<Slot> {
+        let rate = |slot: &Slot| self.asked.get(slot).map(|asked| (asked.rate, *slot));
+        let untouched = self.seen.balanced.keys().filter(|slot| !reasons.contains_key(slot));
+        untouched.filter_map(rate).min().filter(|(rate, _)| *rate <= most).map(|(_, slot)| slot)
     }
 
     fn busiest(&self, passed_over: &BTreeSet<usize>) -> Option<(usize, u64)> {
@@ -288,9 +330,10 @@ impl<'a> Model<'a> {
             let replicas = asked.set.len();
             // Whoever takes it carries so much at least: most slots make nothing better, whoever that is.
             let without = load.saturating_sub(counted(share, self.counts[busiest]));
-            let left = counted(self.part(asked.rate, position, replicas + 1), self.counts[busiest]);
+            let most = usize::from(MAX_REPLICAS);
+            let left = counted(self.part(asked.rate, position, most), self.counts[busiest]);
             let by_move = without.max(least + share);
-            let by_copy = (without + left).max(least + self.part(asked.rate, replicas, replicas + 1));
+            let by_copy = (without + left).max(least + self.part(asked.rate, replicas, most));
             if by_move.min(by_copy) + mean * LEAST_GAIN_PERCENT / 100 > load {
                 continue;
             }
@@ -322,17 +365,20 @@ impl<'a> Model<'a> {
                     consider(set, if successors.is_empty() { 0 } else { MOVE_PERCENT });
                 }
             }
-            let copied = |to: DeviceId| -> Vec<DeviceId> { asked.set.iter().copied().chain([to]).collect() };
-            if replicas < usize::from(MAX_REPLICAS)
-                && let Some(set) = self.first(&takers, copied)
-            {
-                consider(set, REPLICA_PERCENT);
-            }
-            // Once all are asked, those that were not must have room for it as well.
-            if replicas < usize::from(MAX_REPLICAS)
-                && let Some(set) = self.anew(from, &takers, replicas + 1).filter(|_| !successors.is_empty())
-            {
-                consider(set, REPLICA_PERCENT + MOVE_PERCENT * (replicas as u64 - 1));
+            // As many more at once as it takes: later those that carry least will have been given something else.
+            let mut copied = Some(asked.set.clone());
+            for replicas_then in replicas + 1..=most {
+                let more = (replicas_then - replicas) as u64;
+                copied = copied.and_then(|set| self.with_one_more(&set, &takers));
+                if let Some(set) = copied.clone() {
+                    consider(set, REPLICA_PERCENT * more);
+                }
+                // Once all are asked, those that were not must have room for it as well.
+                if !successors.is_empty()
+                    && let Some(set) = self.anew(from, &takers, replicas_then)
+                {
+                    consider(set, REPLICA_PERCENT * more + MOVE_PERCENT * (replicas as u64 - 1));
+                }
             }
         }
         best.map(|best| (best.slot, best.set))
@@ -359,14 +405,14 @@ impl<'a> Model<'a> {
         takers.iter().map(|at| with(self.devices[*at])).find(|set| self.spread.check(set, 1).is_ok())
     }
 
+    /// Returns a set with the first taker besides that may be in it.
+    fn with_one_more(&self, set: &[DeviceId], takers: &[usize]) -> Option<Vec<DeviceId>> {
+        self.first(takers, |to| set.iter().copied().chain([to]).collect())
+    }
+
     /// Returns a set of so many that begins with a device and goes on with the least busy that may follow; none where there are too few.
     fn anew(&self, first: DeviceId, takers: &[usize], replicas: usize) -> Option<Vec<DeviceId>> {
-        let mut set = vec![first];
-        while set.len() < replicas {
-            let followed = |to: DeviceId| -> Vec<DeviceId> { set.iter().copied().chain([to]).collect() };
-            set = self.first(takers, followed)?;
-        }
-        Some(set)
+        (1..replicas).try_fold(vec![first], |set, _| self.with_one_more(&set, takers))
     }
 
     /// Returns what is to change, with the reasons.
@@ -378,16 +424,19 @@ impl<'a> Model<'a> {
     ) -> Vec<Balancing> {
         let mut left = MAX_BALANCED.saturating_sub(seen.balanced.len());
         let mut changes = Vec::new();
-        for (slot, why) in reasons {
+        // Those that go back first: they make room.
+        let (back, others): (Vec<_>, Vec<_>) =
+            reasons.into_iter().partition(|(slot, _)| self.is_by_hash(*slot));
+        for (slot, why) in back.into_iter().chain(others) {
             let (hashed, now) = (seen.hashed(slot), seen.wanted(slot));
             let Some(asked) = self.asked.get(&slot) else { continue };
-            let is_back = asked.set == hashed;
-            let is_same = asked.set == now && is_back != seen.balanced.contains_key(&slot);
-            let is_more = !is_back && !seen.balanced.contains_key(&slot);
+            let (is_back, was) = (asked.set == hashed, seen.balanced.contains_key(&slot));
+            let is_same = asked.set == now && is_back != was;
+            let is_more = !is_back && !was;
             if is_same || changes.len() == at_once || is_more && left == 0 {
                 continue;
             }
-            left -= usize::from(is_more);
+            left = left + usize::from(is_back && was) - usize::from(is_more);
             changes.push(Balancing {
                 slot,
                 set: if is_back { Vec::new() } else { asked.set.clone() },
