@@ -7,6 +7,7 @@ use crate::handicaps::{self, Handicaps};
 use crate::placement::{self, Candidate, Completion};
 use crate::validate::MAX_REPLICAS;
 use kvhive_protocol::control::{Balancing, MAX_BALANCED};
+use kvhive_protocol::load::MAX_HOT_SLOTS;
 use kvhive_protocol::{DeviceId, Reason, Slot, counted as number};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,6 +15,8 @@ use std::collections::{BTreeMap, BTreeSet};
 const LOOKED_AT: usize = 64;
 /// The most devices of one decision that cannot be relieved and are passed over for the next busiest.
 const MAX_PASSED_OVER: usize = 256;
+/// The most devices that are tried for one place of a set: where domains have nobody to take anything, none of all fits.
+const MAX_TRIED: usize = 1024;
 /// What a replica more must be better by than a move, in per cent of the mean: it takes memory.
 const REPLICA_PERCENT: u64 = 5;
 /// What another device must be better by as a slot's primary than one of its replicas that has the blocks already, in per cent of the mean.
@@ -223,8 +226,15 @@ impl<'a> Model<'a> {
                     )
                 });
             }
-            let Some((slot, set)) = self.best(busiest, mean).filter(|_| reasons.len() < tuning.at_once)
-            else {
+            let mut found = self.best(busiest, mean, false).filter(|_| reasons.len() < tuning.at_once);
+            if let Some((slot, _)) = found
+                && self.is_by_hash(slot)
+                && self.left(reasons) == 0
+                && !self.make_room(slot, tuning.at_once, reasons)
+            {
+                found = self.best(busiest, mean, true);
+            }
+            let Some((slot, set)) = found else {
                 let why = || {
                     format!(
                         "the busiest device carries {percent} % of the mean, and no slot of it makes that less elsewhere"
@@ -237,25 +247,6 @@ impl<'a> Model<'a> {
                 }
                 continue;
             };
-            if self.is_by_hash(slot) && self.left(reasons) == 0 {
-                let other = self.coolest(self.asked[&slot].rate / COOLER, reasons);
-                let Some(other) = other.filter(|_| reasons.len() + 2 <= tuning.at_once) else {
-                    because.get_or_insert_with(|| {
-                        format!("{MAX_BALANCED} slots do not go by their hash, and no more of them can")
-                    });
-                    passed_over.insert(busiest);
-                    if passed_over.len() >= MAX_PASSED_OVER {
-                        return because.unwrap_or_default();
-                    }
-                    continue;
-                };
-                let why = format!(
-                    "it is read at {} only, and no more than {MAX_BALANCED} slots can go elsewhere than by their hash",
-                    shown(self.asked[&other].rate)
-                );
-                reasons.insert(other, why);
-                self.put_back(other);
-            }
             begins = tuning.aim_percent;
             let asked = &self.asked[&slot];
             let is_it = |device: &DeviceId| *device == self.devices[busiest];
@@ -295,11 +286,39 @@ impl<'a> Model<'a> {
         (MAX_BALANCED + back).saturating_sub(self.seen.balanced.len() + added)
     }
 
-    /// Returns which of the slots that do not go by their hash is read least, if that is no more than `most`: it can make room for another.
-    fn coolest(&self, most: u64, reasons: &BTreeMap<Slot, String>) -> Option<Slot> {
-        let rate = |slot: &Slot| self.asked.get(slot).map(|asked| (asked.rate, *slot));
+    /// Lets the slot that is read least of those that do not go by their hash go back, so that another can be placed; says whether there is
+    /// one that is read much less.
+    fn make_room(&mut self, slot: Slot, at_once: usize, reasons: &mut BTreeMap<Slot, String>) -> bool {
+        let most = self.asked.get(&slot).map_or(0, |asked| asked.rate / COOLER);
         let untouched = self.seen.balanced.keys().filter(|slot| !reasons.contains_key(slot));
-        untouched.filter_map(rate).min().filter(|(rate, _)| *rate <= most).map(|(_, slot)| slot)
+        let least = untouched.map(|slot| (self.at_most(*slot), *slot)).min();
+        let Some((rate, other)) = least.filter(|(rate, _)| *rate <= most && reasons.len() + 2 <= at_once)
+        else {
+            return false;
+        };
+        let why = format!(
+            "it is read at {} at most, and no more than {MAX_BALANCED} slots can go elsewhere than by their hash",
+            shown(rate)
+        );
+        reasons.insert(other, why);
+        self.put_back(other);
+        true
+    }
+
+    /// Returns what a slot is read at most: a device that does not tell of it reads it no more than the least of those that it tells of.
+    fn at_most(&self, slot: Slot) -> u64 {
+        let set = self.seen.wanted(slot);
+        let are_all_asked = set.len() > self.seen.replicas;
+        let most = |device: &DeviceId| {
+            let Some(work) = self.seen.work.get(device) else { return u64::MAX };
+            match work.hot.iter().find(|(hot, _)| *hot == slot) {
+                Some((_, rate)) => *rate,
+                None if work.hot.len() < MAX_HOT_SLOTS => 0,
+                None => work.hot.iter().map(|(_, rate)| *rate).min().unwrap_or(0),
+            }
+        };
+        let asked = set.iter().take(if are_all_asked { set.len() } else { 1 });
+        asked.map(most).fold(0, u64::saturating_add)
     }
 
     fn busiest(&self, passed_over: &BTreeSet<usize>) -> Option<(usize, u64)> {
@@ -307,12 +326,16 @@ impl<'a> Model<'a> {
         loads.max_by_key(|(at, load)| (*load, std::cmp::Reverse(*at)))
     }
 
-    /// Returns the change that leaves the busiest device and whoever takes from it the least to carry.
-    fn best(&self, busiest: usize, mean: u64) -> Option<(Slot, Vec<DeviceId>)> {
+    /// Returns the change that leaves the busiest device and whoever takes from it the least to carry; only of slots that do not go by their
+    /// hash anyway, if no other can be placed.
+    fn best(&self, busiest: usize, mean: u64, is_full: bool) -> Option<(Slot, Vec<DeviceId>)> {
         let from = self.devices[busiest];
         let load = self.loads[busiest];
         let part = |slot: &Slot, asked: &Asked| {
             let position = asked.set.iter().position(|device| *device == from)?;
+            if is_full && self.is_by_hash(*slot) {
+                return None;
+            }
             let part = self.part(asked.rate, position, asked.set.len());
             (part > 0).then_some((part, *slot, position))
         };
@@ -367,16 +390,18 @@ impl<'a> Model<'a> {
             }
             // As many more at once as it takes: later those that carry least will have been given something else.
             let mut copied = Some(asked.set.clone());
-            for replicas_then in replicas + 1..=most {
-                let more = (replicas_then - replicas) as u64;
+            // Once all are asked, those that were not must have room for it as well.
+            let mut anew = (!successors.is_empty()).then(|| vec![from]);
+            for _ in 1..replicas {
+                anew = anew.and_then(|set| self.with_one_more(&set, &takers));
+            }
+            for more in 1..=(most - replicas.min(most)) as u64 {
                 copied = copied.and_then(|set| self.with_one_more(&set, &takers));
                 if let Some(set) = copied.clone() {
                     consider(set, REPLICA_PERCENT * more);
                 }
-                // Once all are asked, those that were not must have room for it as well.
-                if !successors.is_empty()
-                    && let Some(set) = self.anew(from, &takers, replicas_then)
-                {
+                anew = anew.and_then(|set| self.with_one_more(&set, &takers));
+                if let Some(set) = anew.clone() {
                     consider(set, REPLICA_PERCENT * more + MOVE_PERCENT * (replicas as u64 - 1));
                 }
             }
@@ -400,19 +425,18 @@ impl<'a> Model<'a> {
         others
     }
 
-    /// Returns the first taker with which the slot may belong to the set.
+    /// Returns the first of the takers that carry least with which the slot may belong to the set.
     fn first(&self, takers: &[usize], with: impl Fn(DeviceId) -> Vec<DeviceId>) -> Option<Vec<DeviceId>> {
-        takers.iter().map(|at| with(self.devices[*at])).find(|set| self.spread.check(set, 1).is_ok())
+        takers
+            .iter()
+            .take(MAX_TRIED)
+            .map(|at| with(self.devices[*at]))
+            .find(|set| self.spread.check(set, 1).is_ok())
     }
 
     /// Returns a set with the first taker besides that may be in it.
     fn with_one_more(&self, set: &[DeviceId], takers: &[usize]) -> Option<Vec<DeviceId>> {
         self.first(takers, |to| set.iter().copied().chain([to]).collect())
-    }
-
-    /// Returns a set of so many that begins with a device and goes on with the least busy that may follow; none where there are too few.
-    fn anew(&self, first: DeviceId, takers: &[usize], replicas: usize) -> Option<Vec<DeviceId>> {
-        (1..replicas).try_fold(vec![first], |set, _| self.with_one_more(&set, takers))
     }
 
     /// Returns what is to change, with the reasons.
