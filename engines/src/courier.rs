@@ -154,9 +154,10 @@ pub struct Courier {
     /// Bytes and blocks of each save under way.
     saves: BTreeMap<SaveId, (u64, u64)>,
     used: u64,
-    /// From questions, for which a request waits: who answers too late for these may well be in time for a save.
+    /// From questions, for which a request waits: who answers too late for these may well be in time for a save. An answered save does
+    /// not end it.
     rest: Rest,
-    /// From saves.
+    /// From saves. An answered question does not end it.
     saves_rest: Rest,
     figures: Figures,
 }
@@ -357,7 +358,7 @@ impl Courier {
             self.rest.failed(now);
             return self.answer(ask, None, effects);
         };
-        self.answered();
+        self.rest.answered();
         let Some(asked) = self.asks.get_mut(&ask) else { return };
         let reaches = blocks.iter().enumerate().map(|(group, blocks)| {
             let blocks = u32::try_from(*blocks).unwrap_or(u32::MAX);
@@ -401,7 +402,7 @@ impl Courier {
     ) {
         match is_late {
             true => self.rest.failed(now),
-            false => self.answered(),
+            false => self.rest.answered(),
         }
         self.figures.late += u64::from(is_late);
         let Some(asked) = self.asks.get_mut(&ask) else { return };
@@ -449,7 +450,7 @@ impl Courier {
         let Some((bytes, blocks)) = self.saves.remove(&save) else { return };
         self.used -= bytes;
         match kept {
-            Some(_) => self.answered(),
+            Some(_) => self.saves_rest.answered(),
             None => {
                 self.rest.failed(now);
                 self.saves_rest.failed(now);
@@ -468,11 +469,5 @@ impl Courier {
         // It may have been the one that was to see whether the cluster is back.
         self.saves_rest.gave_up();
         self.lose(save, blocks, effects);
-    }
-
-    /// Takes in that the cluster answered something.
-    fn answered(&mut self) {
-        self.rest.answered();
-        self.saves_rest.answered();
     }
 }

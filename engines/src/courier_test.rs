@@ -188,6 +188,41 @@ fn saves_that_nobody_answers_are_made_again_after_a_while_by_one_first() {
 }
 
 #[test]
+fn a_save_that_is_answered_has_no_request_wait_in_vain_again() {
+    let mut story = Story::begin(courier(&[None], 1000, 4), 4);
+    story.silent(1);
+    story.silent(2);
+    assert!(matches!(&story.save(3, 1)[..], [Effect::Save { .. }]));
+    let saved = Effect::Report(Report::Saved { save: SaveId(3) });
+    assert_eq!(story.step(Event::Stored { save: SaveId(3), kept: Some(1) }), [saved]);
+    assert!(story.courier.is_resting());
+    assert_eq!(story.ask(4, 0, 64), [answered(4, 0)], "at once");
+    // What is found in time later on has them ask as before.
+    story.now = story.now + Duration::from_millis(500);
+    assert!(matches!(&story.ask(5, 0, 64)[..], [Effect::Find { .. }]));
+    story.found(5, &[0]);
+    assert!(matches!(&story.ask(6, 0, 64)[..], [Effect::Find { .. }]));
+}
+
+#[test]
+fn a_question_that_is_answered_has_no_save_made_that_nobody_takes() {
+    let mut story = Story::begin(courier(&[None], 1000, 4), 4);
+    story.ask(1, 0, 64);
+    story.found(1, &[4]);
+    story.ask(2, 0, 64);
+    for save in [3, 4] {
+        assert!(matches!(&story.save(save, 1)[..], [Effect::Save { .. }]));
+        assert_eq!(story.step(Event::Stored { save: SaveId(save), kept: None }), [lost(save)]);
+    }
+    assert_eq!(story.found(2, &[0]), [answered(2, 0)]);
+    assert_eq!(story.save(5, 1), unsaved(5, NotSaved::Rests), "matches are answered, and saves are not");
+    let fetched = Event::Fetched { ask: AskId(1), blocks: vec![4], is_late: false };
+    assert_eq!(story.step(fetched), [answered(1, 64)]);
+    assert_eq!(story.save(6, 1), unsaved(6, NotSaved::Rests));
+    assert!(matches!(&story.ask(7, 0, 64)[..], [Effect::Find { .. }]), "questions are");
+}
+
+#[test]
 fn what_is_loaded_counts_and_not_what_was_asked_for() {
     let mut story = Story::begin(courier(&[None], 1000, 4), 4);
     story.ask(1, 0, 64);

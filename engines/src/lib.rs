@@ -18,6 +18,7 @@ mod planner_test;
 pub mod rest;
 pub mod stops;
 pub mod tasks;
+pub mod troubles;
 pub mod wishes;
 
 pub use courier::{Courier, CourierLimits, Effect, Event};
@@ -29,4 +30,5 @@ pub use orders::{AskId, Order, Report, SaveId, decode, encode};
 pub use planner::{Matched, Planner, PlannerLimits, Scheduled};
 pub use stops::{Needs, Stops, stops};
 pub use tasks::{Ended, Tasks};
+pub use troubles::Troubles;
 pub use wishes::Wish;

@@ -45,7 +45,11 @@ pub struct Lookups {
     fresh: Vec<Name>,
     batches: BTreeMap<u64, Vec<Name>>,
     next: u64,
+    /// From questions and loads, for which a request waits: who answers too late for these may well be in time for a store. An answered
+    /// store does not end it.
     rest: Rest,
+    /// From stores. An answered question or load does not end it.
+    stores_rest: Rest,
 }
 
 impl Lookups {
@@ -59,6 +63,7 @@ impl Lookups {
             batches: BTreeMap::new(),
             next: 1,
             rest: Rest::default(),
+            stores_rest: Rest::default(),
         }
     }
 
@@ -125,16 +130,32 @@ impl Lookups {
         }
     }
 
-    /// Says whether a transfer is begun, or the cluster left alone.
-    pub fn lets(&mut self, now: Moment) -> bool {
+    /// Says whether a load is begun, or the cluster left alone.
+    pub fn lets_load(&mut self, now: Moment) -> bool {
         self.rest.lets(now)
     }
 
-    /// Takes in whether the cluster answered a transfer.
-    pub fn transferred(&mut self, now: Moment, is_answered: bool) {
+    /// Says whether a store is begun, or the cluster left alone.
+    pub fn lets_store(&mut self, now: Moment) -> bool {
+        self.stores_rest.lets(now)
+    }
+
+    /// Takes in whether the cluster answered a load.
+    pub fn load_ended(&mut self, now: Moment, is_answered: bool) {
         match is_answered {
             true => self.rest.answered(),
             false => self.rest.failed(now),
+        }
+    }
+
+    /// Takes in whether the cluster answered a store. Who takes none answers no question.
+    pub fn store_ended(&mut self, now: Moment, is_answered: bool) {
+        match is_answered {
+            true => self.stores_rest.answered(),
+            false => {
+                self.rest.failed(now);
+                self.stores_rest.failed(now);
+            }
         }
     }
 
@@ -212,10 +233,38 @@ mod tests {
         }
         assert_eq!(ask(&mut lookups, at(10), &["x"]), None);
         assert_eq!(lookups.lookup(at(10), b"x"), Lookup::Miss, "at once");
-        assert!(!lookups.lets(at(10)));
+        assert!(!lookups.lets_load(at(10)));
         assert!(ask(&mut lookups, at(1000), &["y"]).is_some(), "one sees whether it is back");
-        lookups.transferred(at(1001), true);
-        assert!(lookups.lets(at(1001)));
+        lookups.load_ended(at(1001), true);
+        assert!(lookups.lets_load(at(1001)));
+    }
+
+    #[test]
+    fn who_answers_no_question_in_time_is_given_stores_and_asked_no_more_for_taking_them() {
+        let mut lookups = lookups();
+        let (question, _) = ask(&mut lookups, at(0), &["a"]).expect("a question");
+        lookups.answered(at(0), question, None);
+        lookups.load_ended(at(0), false);
+        assert!(!lookups.lets_load(at(10)) && lookups.lets_store(at(10)));
+        lookups.store_ended(at(20), true);
+        assert_eq!(ask(&mut lookups, at(20), &["b"]), None);
+        assert!(!lookups.lets_load(at(20)) && lookups.lets_store(at(20)));
+    }
+
+    #[test]
+    fn who_takes_no_store_is_given_none_though_questions_are_answered() {
+        let mut lookups = lookups();
+        let (question, _) = ask(&mut lookups, at(0), &["a"]).expect("a question");
+        lookups.store_ended(at(0), false);
+        lookups.store_ended(at(0), false);
+        assert!(!lookups.lets_store(at(10)) && !lookups.lets_load(at(10)));
+        lookups.answered(at(10), question, Some(&[true]));
+        assert!(lookups.lets_load(at(10)) && !lookups.lets_store(at(10)));
+        lookups.load_ended(at(20), true);
+        assert!(!lookups.lets_store(at(20)));
+        assert!(lookups.lets_store(at(500)) && !lookups.lets_store(at(500)), "one sees whether it is back");
+        lookups.store_ended(at(501), true);
+        assert!(lookups.lets_store(at(501)) && lookups.lets_store(at(501)));
     }
 
     #[test]

@@ -317,11 +317,11 @@ class EngineCourier:
     def unsaved(self, save: int) -> None:
         """Takes in that nothing was copied out."""
     def reports(self) -> bytes | None: ...
-    def trouble(self) -> str | None:
-        """Returns what went wrong since this was asked last."""
+    def troubles(self) -> list[str]:
+        """Returns what went wrong since this was asked last, each by itself."""
     def figures(self) -> list[tuple[str, int]]: ...
     def flush(self, limit: float) -> bool:
-        """Waits until nothing is being saved any more; says whether that is so. What still is, `trouble` tells."""
+        """Waits until nothing is being saved any more; says whether that is so. What still is, `troubles` tells."""
 
 @final
 class EngineTier:
@@ -355,8 +355,8 @@ class EngineTier:
     def is_busy(self) -> bool: ...
     def drain(self) -> None:
         """Waits until no job is under way."""
-    def trouble(self) -> str | None:
-        """Returns what went wrong since this was asked last."""
+    def troubles(self) -> list[str]:
+        """Returns what went wrong since this was asked last, each by itself."""
 
 class EngineObjects:
     """A storage plugin of an engine: objects of any length under names, in batches that nobody waits for."""
@@ -387,8 +387,8 @@ class EngineObjects:
         """Returns the batches that are over: number, whether it was done, what was wrong, and of each object whether it was."""
     def close(self, patience: float) -> None:
         """Has no batch begin any more, waits for those under way for so many seconds, and gives up the others."""
-    def trouble(self) -> str | None:
-        """Returns what went wrong since this was asked last."""
+    def troubles(self) -> list[str]:
+        """Returns what went wrong since this was asked last, each by itself."""
 
 @final
 class EnginePages:
@@ -411,8 +411,8 @@ class EnginePages:
         """Fetches pages, each into a row of memory, within so many seconds; says which came."""
     def store(self, shelf: int, names: Sequence[bytes], rows: object, limit: float) -> list[bool]:
         """Stores pages, each a row of memory, within so many seconds; says which are there."""
-    def trouble(self) -> str | None:
-        """Returns what went wrong since this was asked last."""
+    def troubles(self) -> list[str]:
+        """Returns what went wrong since this was asked last, each by itself."""
     def figures(self) -> list[tuple[str, int]]: ...
     def close(self) -> None:
         """Ends it: waits for calls under way, and others do nothing from now on."""

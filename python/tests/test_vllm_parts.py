@@ -136,8 +136,8 @@ def test_a_cluster_that_is_gone_costs_a_bounded_wait() -> None:
     figures = dict(worker.courier.figures())
     assert figures["late"] >= 1 and figures["unasked"] >= 1
     assert figures["blocks_saved"] == kept["blocks_saved"] == 3
-    assert worker.courier.trouble()
-    assert worker.courier.trouble() is None
+    assert worker.courier.troubles()
+    assert worker.courier.troubles() == []
 
 
 def test_a_cluster_that_never_answered_stops_nobody(silent_address: str) -> None:
@@ -148,10 +148,11 @@ def test_a_cluster_that_never_answered_stops_nobody(silent_address: str) -> None
     # An engine that ends now says what it does not wait for.
     assert not worker.courier.flush(0.01)
     # And what went wrong before is not hidden by it.
-    assert str(worker.courier.trouble()).endswith("; 3 blocks are still being saved after 10ms")
+    *before, last = worker.courier.troubles()
+    assert before and last == "3 blocks are still being saved after 10ms"
     assert worker.courier.flush(PATIENCE_SECONDS)
     assert dict(worker.courier.figures())["blocks_lost"] == 3
-    assert worker.courier.trouble(), "that they are lost is told too"
+    assert worker.courier.troubles(), "that they are lost is told too"
 
 
 def test_blocks_for_which_memory_has_no_room_are_told_of(node: kvhive.EmbeddedNode) -> None:
@@ -160,12 +161,12 @@ def test_blocks_for_which_memory_has_no_room_are_told_of(node: kvhive.EmbeddedNo
     planner.matched("r", 0, 5 * TOKENS + 1, names)
     planner.scheduled("r", [[1, 2, 3, 4, 5, 6]], True, 3 * TOKENS, names)
     worker.step(planner, {1: 1, 2: 2, 3: 3})
-    assert worker.courier.trouble() == (
+    assert worker.courier.troubles() == [
         "blocks are not saved: memory for blocks on their way has no room for them (memory_mb, gpu_memory_mb)"
-    )
+    ]
     planner.scheduled("r", None, False, 5 * TOKENS, names)
     worker.step(planner, {4: 4, 5: 5})
-    assert worker.courier.flush(PATIENCE_SECONDS) and worker.courier.trouble() is None
+    assert worker.courier.flush(PATIENCE_SECONDS) and worker.courier.troubles() == []
     figures = dict(worker.courier.figures())
     assert (figures["blocks_saved"], figures["blocks_lost"], figures["no_memory"]) == (2, 3, 1)
 
@@ -200,9 +201,9 @@ def test_a_block_that_no_frame_holds_is_told_of(node: kvhive.EmbeddedNode) -> No
     planner.scheduled("r", [[1, 2]], True, TOKENS + 1, hashes("g", 1))
     worker.step(planner, {1: 1})
     assert worker.courier.flush(PATIENCE_SECONDS)
-    assert worker.courier.trouble() == (
+    assert worker.courier.troubles() == [
         "a block of 2097152 bytes is not stored: no frame is large enough for it: the largest frames have 1048576 bytes (kvhive up --block-size)"
-    )
+    ]
     assert dict(worker.courier.figures())["blocks_lost"] == 1
 
 
@@ -237,7 +238,7 @@ def test_a_full_cluster_takes_no_block_and_says_so() -> None:
         planner.finished("r")
         figures = dict(worker.courier.figures())
         assert (figures["blocks_saved"], figures["blocks_lost"]) == (0, 3)
-        assert "every frame of its size is in use or held" in str(worker.courier.trouble())
+        assert "every frame of its size is in use or held" in str(worker.courier.troubles())
         # Whoever needs them computes them, and what was there stays.
         other = Worker(node.coordinators, node.token, "full")
         assert matched(planner_of(), other, "s", 3 * TOKENS + 1, names) == 0
@@ -253,7 +254,7 @@ def test_memory_that_cannot_be_had_is_a_miss(node: kvhive.EmbeddedNode, worker: 
 
     other = Worker(node.coordinators, node.token, worker.courier.model, allocate=none)
     assert matched(planner_of(), other, "s", 3 * TOKENS + 1, names) == 0
-    assert other.courier.trouble() == f"no memory to fetch into: MemoryError: no {3 * BLOCK} bytes"
+    assert other.courier.troubles() == [f"no memory to fetch into: MemoryError: no {3 * BLOCK} bytes"]
 
 
 def test_what_is_wished_for_a_requests_blocks_is_done_by_its_workers(node: kvhive.EmbeddedNode, worker: Worker) -> None:
@@ -274,7 +275,7 @@ def test_what_is_wished_for_a_requests_blocks_is_done_by_its_workers(node: kvhiv
     def come_to(expected: dict[str, tuple[int, bool]]) -> None:
         until = time.monotonic() + PATIENCE_SECONDS
         while pins() != expected:
-            assert time.monotonic() < until, (pins(), worker.courier.trouble())
+            assert time.monotonic() < until, (pins(), worker.courier.troubles())
 
     # Before the blocks are there: what comes is pinned.
     ends("r", ("kvhive.pin", '{"name": "wished"}'))
@@ -284,12 +285,12 @@ def test_what_is_wished_for_a_requests_blocks_is_done_by_its_workers(node: kvhiv
     come_to({"wished.0.0": (2, False)})
     ends("t", ("kvhive.session", '{"returns_after": 30}'), ("kvhive.unpin", '{"name": "wished"}'))
     come_to({})
-    assert worker.courier.trouble() is None
+    assert worker.courier.troubles() == []
     ends("u", ("kvhive.unpin", '{"name": "wished"}'))
     until = time.monotonic() + PATIENCE_SECONDS
-    while (trouble := worker.courier.trouble()) is None:
+    while not (troubles := worker.courier.troubles()):
         assert time.monotonic() < until
-    assert "no pin" in trouble
+    assert "no pin" in str(troubles)
     planner = planner_of()
     assert not planner.wished("r", "nvidia.prefetch", "7", "{}", names), "it is somebody else's"
     with pytest.raises(kvhive.MisuseError, match="kvhive.pin: missing field `name`"):
@@ -388,7 +389,7 @@ def test_what_is_wished_for_a_requests_chunks_is_done(node: kvhive.EmbeddedNode)
                 pins = {pin.name: pin.blocks for pin in client.pins() if pin.name.startswith("chunks")}
             if pins == expected:
                 return
-            assert time.monotonic() < until, (pins, tier.trouble())
+            assert time.monotonic() < until, (pins, tier.troubles())
 
     assert tier.wish("kvhive.pin", "1", f'{{"name": "chunks", "tokens": {2 * TOKENS + 1}}}', chunks)
     come_to({"chunks.tier": 2})
@@ -397,7 +398,7 @@ def test_what_is_wished_for_a_requests_chunks_is_done(node: kvhive.EmbeddedNode)
     assert tier.wish("kvhive.session", "1", '{"over": true}', chunks)
     assert tier.wish("kvhive.unpin", "1", '{"name": "chunks"}', [])
     come_to({})
-    assert tier.trouble() is None
+    assert tier.troubles() == []
     assert not tier.wish("nvidia.prefetch", "7", "{}", chunks), "it is somebody else's"
     with pytest.raises(kvhive.MisuseError, match="kvhive.pin: missing field `name`"):
         tier.wish("kvhive.pin", "1", "{}", chunks)
@@ -410,20 +411,26 @@ def test_a_tier_without_a_cluster_misses_and_says_so() -> None:
         assert pool.over() == [(1, True, [0, 1])]
         late = Pool(node, "late", wait=0.2)
         late.tier.store(1, hashes("p", 1), late.rows([1]))
-        assert late.over() == [(1, True, [0])] and late.tier.trouble() is None
-    late.tier.store(2, hashes("q", 2), late.rows([1, 2]))
-    assert late.over() == [(2, False, [])]
-    assert "2 of 2 blocks are not stored: no " in str(late.tier.trouble())
+        assert late.over() == [(1, True, [0])] and late.tier.troubles() == []
+    for job in (2, 3):
+        late.tier.store(job, hashes(f"q{job}", 2), late.rows([job, job + 2]))
     pool.tier.load(2, hashes("i", 2), pool.rows([1, 2]))
     assert pool.over() == [(2, False, [])]
     assert pool.found(hashes("i", 2)) == [False, False], "what could not be had is not promised again"
     for at in range(4):
         assert pool.found(hashes(f"j{at}", 3)) == [False] * 3
+    assert pool.tier.troubles()
+    # Requests wait for nothing any more; none waits for a store, which is made and not taken.
     pool.tier.store(3, hashes("k", 1), pool.rows([3]))
-    assert pool.over() == [(3, False, [])]
+    assert sorted(late.over()) == [(2, False, []), (3, False, [])]
+    assert "2 of 2 blocks are not stored: no " in str(late.tier.troubles())
+    late.tier.store(4, hashes("r", 1), late.rows([3]))
+    assert late.over() == [(4, False, [])]
     # Not sent, or where the machine was so slow that the cluster is asked again, not taken.
-    trouble = str(pool.tier.trouble())
-    assert "blocks are not saved: no node answered the last" in trouble or "1 of 1 blocks are not stored" in trouble, trouble
+    troubles = str(late.tier.troubles())
+    assert "blocks are not saved: no node answered the last saves" in troubles or "1 of 1 blocks are not stored" in troubles, troubles
+    assert pool.over() == [(3, False, [])]
+    assert "1 of 1 blocks are not stored: no " in str(pool.tier.troubles())
 
 
 def test_rows_that_do_not_fit_are_refused(node: kvhive.EmbeddedNode) -> None:

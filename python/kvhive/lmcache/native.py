@@ -30,7 +30,7 @@ class KvHiveL2(EngineObjects):
 
     names = "LMCache's own"
     """What objects are called: connectors that call them otherwise share nothing."""
-    _said: tuple[str, float]
+    _said: dict[str, float]
 
     def __new__(cls, **given: Any) -> Self:
         if refused := refusal(lmcache.__version__):
@@ -43,17 +43,19 @@ class KvHiveL2(EngineObjects):
             wait=settings.wait_ms / 1000,
             load=settings.load_ms / 1000,
         )
-        self._said = ("", 0.0)
+        self._said = {}
         logger.info("kvhive: objects of this server are %s", self.model)
         return self
 
     def drain_completions(self) -> list[tuple[int, bool, str, list[bool]]]:
         # LMCache reads no reasons: whoever wonders about misses finds them here.
-        if trouble := self.trouble():
+        if troubles := self.troubles():
             now = time.monotonic()
-            if trouble != self._said[0] or now - self._said[1] >= AGAIN_SECONDS:
-                logger.warning("kvhive: %s", trouble)
-                self._said = (trouble, now)
+            self._said = {what: at for what, at in self._said.items() if now - at < AGAIN_SECONDS}
+            for trouble in troubles:
+                if trouble not in self._said:
+                    logger.warning("kvhive: %s", trouble)
+                    self._said[trouble] = now
         return super().drain_completions()
 
     def close(self, patience: float = PATIENCE_SECONDS) -> None:

@@ -67,7 +67,7 @@ def spared(otherwise: Callable[..., _T]) -> Callable[[Callable[..., _T]], Callab
             except Exception as error:
                 self._say(f"{call.__name__} failed: {type(error).__name__}: {error}", error)
                 answer = otherwise(asked)
-            if trouble := self._pages.trouble():
+            for trouble in self._pages.troubles():
                 self._say(trouble)
             return answer
 

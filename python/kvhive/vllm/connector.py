@@ -334,7 +334,7 @@ class KvHiveConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
             return None
         while self._loading and (self._loading[0][0] is None or self._loading[0][0].query()):
             self._courier.loaded(self._loading.popleft()[2])
-        if trouble := self._courier.trouble():
+        for trouble in self._courier.troubles():
             logger.warning_once("kvhive: %s", trouble)
         reports = self._courier.reports()
         return None if reports is None else Reports([reports])
@@ -343,7 +343,7 @@ class KvHiveConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         if self._courier is not None:
             self._courier.flush(FLUSH_SECONDS)
             # What is still under way, and what went wrong since the last step.
-            if trouble := self._courier.trouble():
+            for trouble in self._courier.troubles():
                 logger.warning("kvhive: as this engine ends: %s", trouble)
             logger.info("kvhive: %s", dict(self._courier.figures()))
 

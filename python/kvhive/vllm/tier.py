@@ -81,7 +81,7 @@ class KvHiveTier(SecondaryTierManager):  # type: ignore[misc]
         return True
 
     def get_finished_jobs(self) -> Iterable[JobResult]:
-        if trouble := self._tier.trouble():
+        for trouble in self._tier.troubles():
             logger.warning_once("kvhive: %s", trouble)
         results = [JobResult(job, False, None, 0.0, 0) for job in self._failed]
         self._failed.clear()

@@ -358,9 +358,9 @@ impl EngineCourier {
         Ok(Some(PyBytes::new(py, &bytes)))
     }
 
-    /// Returns what went wrong since this was asked last.
-    fn trouble(&self) -> Option<String> {
-        self.shared.links.trouble()
+    /// Returns what went wrong since this was asked last, each by itself.
+    fn troubles(&self) -> Vec<String> {
+        self.shared.links.troubles()
     }
 
     /// Returns what this worker has done, by name.
@@ -394,7 +394,7 @@ impl EngineCourier {
             let is_over = !state.courier.is_saving();
             if !is_over {
                 let blocks = state.courier.saving();
-                shared.links.note(format!("{blocks} blocks are still being saved after {limit:?}"));
+                shared.links.note_last(format!("{blocks} blocks are still being saved after {limit:?}"));
             }
             is_over
         }))

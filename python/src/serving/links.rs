@@ -12,7 +12,7 @@ use kvhive_client::{
     StoreOptions, StoreOutcome,
 };
 use kvhive_engines::courier::Names;
-use kvhive_engines::{Groups, Wish, orders::Placed};
+use kvhive_engines::{Groups, Troubles, Wish, orders::Placed};
 use kvhive_protocol::data::Refusal;
 use kvhive_protocol::{Layout, Reason};
 use std::ops::Range;
@@ -24,8 +24,6 @@ use tokio::time::timeout;
 
 /// The longest that a wish takes: nobody waits for it.
 const WISH_LIMIT: Duration = Duration::from_secs(10);
-/// What went wrong that waits to be told; what is more is not told.
-const MOST_TROUBLES: usize = 4;
 
 /// Whose blocks these are.
 pub(super) struct Place {
@@ -43,19 +41,18 @@ pub(super) struct Links {
     groups: Groups,
     spaces: OnceCell<Vec<NamespaceClient>>,
     client: OnceLock<Client>,
-    trouble: Mutex<Vec<String>>,
+    troubles: Mutex<Troubles>,
 }
 
 impl Links {
     pub(super) fn new(config: ClientConfig, place: Place, groups: Groups) -> Links {
         let (spaces, client) = (OnceCell::new(), OnceLock::new());
-        Links { config, place, groups, spaces, client, trouble: Mutex::default() }
+        Links { config, place, groups, spaces, client, troubles: Mutex::default() }
     }
 
-    /// Returns what went wrong since this was asked last.
-    pub(super) fn trouble(&self) -> Option<String> {
-        let troubles = std::mem::take(&mut *self.lock());
-        (!troubles.is_empty()).then(|| troubles.join("; "))
+    /// Returns what went wrong since this was asked last, each by itself.
+    pub(super) fn troubles(&self) -> Vec<String> {
+        self.lock().take()
     }
 
     /// Returns how many bytes went to GPUs of nodes and came from them without the host's memory, and how often some that might have did not.
@@ -66,16 +63,18 @@ impl Links {
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<String>> {
+    fn lock(&self) -> MutexGuard<'_, Troubles> {
         // Nothing is left half-done under this lock.
-        self.trouble.lock().unwrap_or_else(|poison| poison.into_inner())
+        self.troubles.lock().unwrap_or_else(|poison| poison.into_inner())
     }
 
     pub(super) fn note(&self, why: impl ToString) {
-        let (why, mut troubles) = (why.to_string(), self.lock());
-        if troubles.len() < MOST_TROUBLES && !troubles.contains(&why) {
-            troubles.push(why);
-        }
+        self.lock().note(why);
+    }
+
+    /// Notes what is told in any case, after all else.
+    pub(super) fn note_last(&self, why: impl ToString) {
+        self.lock().note_last(why);
     }
 
     /// Connects, if it is not yet.

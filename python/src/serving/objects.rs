@@ -258,8 +258,8 @@ impl EngineObjects {
         Ok(())
     }
 
-    /// Returns what went wrong since this was asked last.
-    fn trouble(&self) -> Option<String> {
-        self.shared.links.trouble()
+    /// Returns what went wrong since this was asked last, each by itself.
+    fn troubles(&self) -> Vec<String> {
+        self.shared.links.troubles()
     }
 }

@@ -12,7 +12,7 @@ use crate::serving::singles::{Moved, put, take, which};
 use crate::threads::Crew;
 use kvhive_client::{Client, ClientConfig, ClientError, NamespaceClient};
 use kvhive_engines::rest::Rest;
-use kvhive_engines::{Needs, stops};
+use kvhive_engines::{Needs, Troubles, stops};
 use kvhive_protocol::Layout;
 use pyo3::prelude::*;
 use std::path::PathBuf;
@@ -27,6 +27,9 @@ const TOKENS: u32 = 1;
 const MOST_ASKED: usize = 4096;
 /// How much longer than its limit a call is waited for, which keeps to it by itself: it is answered with what has come by then.
 const GRACE: Duration = Duration::from_millis(250);
+/// Why pages are not stored that the engine has.
+const RESTS: &str =
+    "pages are not stored: no node answered the last calls, and the cluster is left alone for a while";
 
 /// Pages of an engine's storage.
 #[pyclass(frozen, module = "kvhive._native")]
@@ -49,7 +52,7 @@ struct State {
     shelves: Vec<Arc<Shelf>>,
     rest: Rest,
     under_way: usize,
-    trouble: Option<String>,
+    troubles: Troubles,
     figures: Figures,
 }
 
@@ -89,15 +92,18 @@ impl Shared {
     }
 
     fn note(&self, why: impl ToString) {
-        self.lock().trouble = Some(why.to_string());
+        self.lock().troubles.note(why);
     }
 
-    /// Begins a call, unless it is closed or the cluster left alone.
-    fn begin(self: &Arc<Self>) -> Option<(Arc<OnceCell<Client>>, Underway)> {
+    /// Begins a call, unless it is closed or the cluster left alone; notes that what is to be stored is not.
+    fn begin(self: &Arc<Self>, is_store: bool) -> Option<(Arc<OnceCell<Client>>, Underway)> {
         let mut state = self.lock();
         let client = state.client.clone()?;
         if !state.rest.lets(now()) {
             state.figures.unasked += 1;
+            if is_store {
+                state.troubles.note(RESTS);
+            }
             return None;
         }
         state.under_way += 1;
@@ -188,7 +194,9 @@ impl EnginePages {
         if names.is_empty() {
             return Ok(Vec::new());
         }
-        let Some((client, underway)) = self.shared.begin() else { return Ok(vec![false; names.len()]) };
+        let Some((client, underway)) = self.shared.begin(how == Use::Read) else {
+            return Ok(vec![false; names.len()]);
+        };
         let (shared, memory) = (&self.shared, &mut lent);
         let outcome = self.within(py, limit, async move |limit| {
             let Some(space) = shared.space(&client, &shelf, limit).await else { return Ok(None) };
@@ -236,7 +244,7 @@ impl EnginePages {
                 shelves: Vec::new(),
                 rest: Rest::default(),
                 under_way: 0,
-                trouble: None,
+                troubles: Troubles::default(),
                 figures: Figures::default(),
             };
             let shared = Arc::new(Shared { config, tenant, state: Mutex::new(state), over: Condvar::new() });
@@ -269,7 +277,7 @@ impl EnginePages {
     ) -> PyResult<Vec<bool>> {
         let raise = |failure: Failure| failure.raise(py);
         let (shelf, limit) = (self.shelf(shelf).map_err(raise)?, seconds("limit", limit).map_err(raise)?);
-        let Some((client, underway)) = self.shared.begin() else { return Ok(vec![false; names.len()]) };
+        let Some((client, underway)) = self.shared.begin(false) else { return Ok(vec![false; names.len()]) };
         let (shared, names) = (&self.shared, &names);
         let outcome = self.within(py, limit, async move |limit| {
             let until = Instant::now() + limit;
@@ -321,9 +329,9 @@ impl EnginePages {
         self.transfer(shelf, &names, rows, limit, Use::Read)
     }
 
-    /// Returns what went wrong since this was asked last.
-    fn trouble(&self) -> Option<String> {
-        self.shared.lock().trouble.take()
+    /// Returns what went wrong since this was asked last, each by itself.
+    fn troubles(&self) -> Vec<String> {
+        self.shared.lock().troubles.take()
     }
 
     /// Returns what was done, by name.

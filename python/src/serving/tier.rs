@@ -84,7 +84,10 @@ impl Shared {
 
     fn end(&self, job: u64, names: &[Vec<u8>], done: Vec<usize>, is_answered: bool, took: f64, how: Use) {
         let mut state = self.lock();
-        state.lookups.transferred(now(), is_answered);
+        match how {
+            Use::Write => state.lookups.load_ended(now(), is_answered),
+            Use::Read => state.lookups.store_ended(now(), is_answered),
+        }
         let mut missing: Vec<Vec<u8>> = Vec::new();
         let mut there: Vec<Vec<u8>> = Vec::new();
         let mut ends = done.iter().peekable();
@@ -112,7 +115,11 @@ impl EngineTier {
             return Err(Failure::misuse(what).raise(py));
         }
         let mut state = self.shared.lock();
-        if !state.lookups.lets(now()) {
+        let is_begun = match how {
+            Use::Write => state.lookups.lets_load(now()),
+            Use::Read => state.lookups.lets_store(now()),
+        };
+        if !is_begun {
             match how {
                 Use::Write => state.lookups.gone(now(), &names),
                 Use::Read => self.shared.links.note(NotSaved::Rests),
@@ -247,8 +254,8 @@ impl EngineTier {
         });
     }
 
-    /// Returns what went wrong since this was asked last.
-    fn trouble(&self) -> Option<String> {
-        self.shared.links.trouble()
+    /// Returns what went wrong since this was asked last, each by itself.
+    fn troubles(&self) -> Vec<String> {
+        self.shared.links.troubles()
     }
 }
