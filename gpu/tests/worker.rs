@@ -928,7 +928,7 @@ fn a_real_gpu_has_blocks_come_as_they_went() {
         &[64 << 20],
         &[9 << 20, 1 << 10, 3 << 20, 2000],
     ];
-    transfers_of_any_size(&place, &[Packing::Together], sizes);
+    transfers_of_any_size(&place, &[Packing::Apart, Packing::Together], sizes);
 }
 
 /// At a real one nothing says when a transfer is in its middle but that its other end was never told of it: the GPU waits for that.

@@ -1,6 +1,6 @@
 //! What builds of older levels say is read by this one. Under `levels/` is what such a build's own code wrote, before the next level was made: the
 //! golden requests, answers, commands and blocks' headers that its tests had. These files never change; a new level gets the one of the level before
-//! it (the header of each says from where).
+//! it (the header of each says from where, and what it has otherwise than there).
 
 use kvhive_protocol::block::HEADER_BYTES;
 use kvhive_protocol::control::Command;
@@ -16,7 +16,7 @@ use std::fmt::Debug;
 const OLDER_FRAMES: [(Level, &str); 2] =
     [(Level(1), include_str!("levels/1.txt")), (Level(2), include_str!("levels/2.txt"))];
 
-/// What each level after them said, as its last build wrote it.
+/// What each level after them said, as a build of it wrote it.
 const LEVELS: [(Level, &str); 6] = [
     (Level(3), include_str!("levels/3.txt")),
     (Level(4), include_str!("levels/4.txt")),

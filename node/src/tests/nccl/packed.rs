@@ -38,10 +38,10 @@ async fn small_blocks_are_packed_with_large_ones_once_all_nodes_know_how() {
     eventually("a pair stands", || pair(&nodes[0]) == Some(PairState::Ready)).await;
     let apart = LENGTHS.to_vec();
     let packed = vec![LEAST, LENGTHS[1] - (LEAST - LENGTHS[0])];
-    // As in a cluster one of whose nodes is of the build before, and when that one is upgraded.
-    for (from, level, expected) in [(10, Level::DAYS, apart), (20, Level::PACKED, packed)] {
+    // As in a cluster one of whose nodes is of the build before, and when that one is upgraded: who receives has not heard of it yet.
+    for (from, level, told, expected) in [(10, Level::DAYS, 2, apart), (20, Level::PACKED, 1, packed)] {
         coordinator.change(|map| map.level = level);
-        know(&coordinator, &nodes).await;
+        know(&coordinator, &nodes[..told]).await;
         client.epoch = coordinator.epoch();
         let _ = std::fs::remove_file(&sends);
         let before = gone_by(&nodes[0], "nccl");
@@ -52,5 +52,9 @@ async fn small_blocks_are_packed_with_large_ones_once_all_nodes_know_how() {
         let sent: Vec<usize> = sent.lines().map(|line| line.parse().expect("it is a number")).collect();
         assert_eq!(sent, expected, "at level {level}");
         has(&nodes[1], from).await;
+        // From here on it is given no newer map.
+        coordinator.keep_behind(nodes[1].member());
     }
+    let serving = nodes[1].plane.view.serving().expect("it serves");
+    assert_eq!(serving.map.level, Level::DAYS, "it went by what it was told");
 }
