@@ -306,13 +306,13 @@ impl Drain {
             End::Empty => (0, false),
             End::WentDown(left) => (left, true),
         };
-        // Where nobody has written down whether others had it all, it may have been lost.
+        // Where nobody has written down whether others had what was acknowledged, it may have been lost.
         if came_to.map_or(is_gone, |came_to| came_to.cut_short > 0) {
             return Err(CutShort { node: self.node.clone(), emptied: emptied(left, came_to) }.into());
         }
         if is_gone {
             eprintln!(
-                "{} has gone down with {} left, which others had whole: nothing is lost by that",
+                "{} has gone down with {} left: others have every block that all replicas acknowledged, as `ack` asks (`kvhive events --kind drain-finished` names them); what a store asked less for may be lost",
                 self.node,
                 report::counted(left, "slot")
             );

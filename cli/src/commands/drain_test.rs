@@ -77,7 +77,7 @@ fn of_a_node_that_is_down_it_is_not_said_that_it_holds_nothing() {
 }
 
 #[test]
-fn a_node_that_goes_down_is_empty_where_others_had_all_that_it_held() {
+fn a_node_that_goes_down_is_empty_where_others_had_what_was_acknowledged() {
     static LOOKS: AtomicUsize = AtomicUsize::new(0);
     let (target, _folder) = coordinator(|asked| {
         if asked.contains("/v1/events") {
@@ -101,7 +101,7 @@ fn a_node_that_goes_down_is_empty_where_others_had_all_that_it_held() {
         .to_string()
     });
     let admin = target.resolve().expect("it says which");
-    let emptied = Drain::of(target.clone(), "node-2").empty(&admin).expect("others had it all");
+    let emptied = Drain::of(target.clone(), "node-2").empty(&admin).expect("others had it");
     assert_eq!((emptied.slots, emptied.left), (7, 0));
     assert_eq!(emptied.came_to.map(|came_to| (came_to.moved_blocks, came_to.cut_short)), Some((9, 0)));
     let error = Drain::of(target, "node-3").empty(&admin).expect_err("something only it had");

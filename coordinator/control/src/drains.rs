@@ -8,6 +8,7 @@ use crate::registry::{Outcome, Registry};
 use crate::room::may_lack;
 use crate::scaler::Proposed;
 use kvhive_protocol::control::{Command, DeviceLoad};
+use kvhive_protocol::data::Ack;
 use kvhive_protocol::emptying::{Displaced, Given, Losses};
 use kvhive_protocol::{
     ClusterMap, DeviceId, Epoch, EventKind, Generation, Level, Member, MemberId, MemberState, Moment, Note,
@@ -20,6 +21,11 @@ use std::time::Duration;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a report may take to be written down before it is proposed again.
 const AGAIN: Duration = Duration::from_secs(2);
+/// How many members are named that have what one had that went.
+const MAX_NAMED: usize = 3;
+
+/// Devices, by their members' starts.
+type Devices = BTreeSet<(DeviceId, Generation)>;
 
 /// What became of the blocks of a member that is being emptied.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -78,8 +84,8 @@ struct Emptied {
     losses: BTreeMap<(DeviceId, Generation), Losses>,
     /// Since which epoch and when it holds no slot.
     since: Option<(Epoch, Moment)>,
-    /// By whom others had each of its slots whole when it last held some; none where one was nobody's else.
-    spared_by: Option<BTreeSet<(MemberId, Generation)>>,
+    /// Who had what all replicas had acknowledged of its slots when it last held some; none where that is not known of one slot.
+    spared_by: Option<Devices>,
     /// It went down, or began anew, with slots that it held.
     is_gone: bool,
     /// What was proposed, and when.
@@ -131,26 +137,48 @@ impl Emptied {
             None => registry.went_down_while_emptied(&self.name),
         };
         // Whoever went with it has spared nothing.
-        let is_there = |(id, generation): &(MemberId, Generation)| {
+        let is_there = |(device, generation): &(DeviceId, Generation)| {
             let is_up = |member: &Member| member.state == MemberState::Up && member.generation == *generation;
-            map.members.get(id).is_some_and(is_up)
+            map.members.get(&device.member).is_some_and(is_up)
         };
-        self.spared_by = self.spared_by.take().filter(|others| others.iter().all(is_there));
+        // Where fewer replicas were to acknowledge a while ago, it may be alone with what was stored then.
+        let is_as_ever = registry.journal.iter().all(|event| event.note.kind != EventKind::AckChanged);
+        self.spared_by = self.spared_by.take().filter(|others| is_as_ever && others.iter().all(is_there));
     }
 
-    /// Says whether it went before it was empty, and may have had what nobody else has.
+    /// Says whether it went before it was empty, and may have had what was acknowledged and nobody else has.
     fn is_cut_short(&self) -> bool {
         self.is_gone && self.spared_by.is_none()
     }
+
+    /// Says who has what it had, where it went and that is known.
+    fn told_spared(&self, registry: &Registry) -> Option<String> {
+        let others = self.spared_by.as_ref().filter(|_| self.is_gone)?;
+        let map = registry.map()?;
+        let known = others.iter().filter_map(|(device, _)| map.members.get(&device.member));
+        let names: BTreeSet<&str> = known.map(|member| &*member.name).collect();
+        let more = match names.len().saturating_sub(MAX_NAMED) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        let have = if names.len() == 1 { "has" } else { "have" };
+        let named: Vec<&str> = names.into_iter().take(MAX_NAMED).collect();
+        Some(format!("{}{more} {have} every block that all replicas acknowledged", named.join(", ")))
+    }
 }
 
-/// Returns who holds slots, and of those that are being emptied (`going`) by whom others have each of their slots whole: a device that has let
-/// no block go since its start (`whole`), and lacks none that is on its way.
+/// Says whether a device has all that it has acknowledged of its slots, as far as it knows.
+fn is_whole(load: &DeviceLoad) -> bool {
+    may_lack(load) == 0 && load.tiers.iter().all(|tier| !tier.closed)
+}
+
+/// Returns who holds slots, and of those that are being emptied (`going`) who has what all replicas acknowledged of each of their slots: another
+/// device that has let nothing go since its start (`whole`), and lacks nothing that is on its way.
 fn holders(
     map: &ClusterMap,
     going: &BTreeMap<MemberId, Emptied>,
-    whole: &BTreeSet<DeviceId>,
-) -> BTreeMap<MemberId, Option<BTreeSet<(MemberId, Generation)>>> {
+    whole: &Devices,
+) -> BTreeMap<MemberId, Option<Devices>> {
     let mut holders = BTreeMap::new();
     for (slot, set) in Slot::all().zip(map.slots.iter()) {
         for device in &set.0 {
@@ -158,11 +186,12 @@ fn holders(
             if !going.contains_key(&device.member) {
                 continue;
             }
-            let has = |other: &&DeviceId| {
-                other.member != device.member && whole.contains(*other) && !map.is_filling(slot, **other)
+            let has = |other: &DeviceId| {
+                let start = (*other, map.members.get(&other.member)?.generation);
+                let is_another = other.member != device.member && !map.is_filling(slot, *other);
+                (is_another && whole.contains(&start)).then_some(start)
             };
-            let other = set.0.iter().find(has).map(|other| other.member);
-            match other.and_then(|id| Some((id, map.members.get(&id)?.generation))) {
+            match set.0.iter().find_map(has) {
                 Some(other) => spared_by.as_mut().map(|others| others.insert(other)),
                 None => spared_by.take().map(|_| false),
             };
@@ -193,13 +222,14 @@ impl Drains {
             self.counted.clear();
             return Vec::new();
         }
-        let mut whole = BTreeSet::new();
+        let mut whole = Devices::new();
         for (device, load) in loads {
             let Some(start) = map.members.get(&device.member).map(|one| (device, one.generation)) else {
                 continue;
             };
-            if may_lack(load) == 0 {
-                whole.insert(device);
+            // Where fewer acknowledge, copies are made in the background, and no report tells of those that fail or are dropped.
+            if map.settings.ack == Ack::All && is_whole(load) {
+                whole.insert(start);
             }
             let by = reported(device.member);
             for (id, going) in &mut self.going {
@@ -224,6 +254,11 @@ impl Drains {
             let up = map.members.iter().filter(|(_, member)| member.state == MemberState::Up);
             let unheard = up.filter(|(id, _)| reported(**id).is_none_or(|epoch| epoch < since.0)).count();
             if (unheard == 0 && unsettled == 0) || now.since(since.1) >= PATIENCE {
+                // What was reported before it went may have been over by then.
+                let is_still = |other: &(DeviceId, Generation)| {
+                    whole.contains(other) && reported(other.0.member).is_some_and(|epoch| epoch >= since.0)
+                };
+                going.spared_by = going.spared_by.take().filter(|others| others.iter().all(is_still));
                 due.push((*id, unheard as u64, unsettled));
             }
         }
@@ -307,8 +342,8 @@ impl Drains {
             reason.push_str(
                 "; it went down before it was empty, and what only it held is lost and not counted",
             );
-        } else if going.is_gone {
-            reason.push_str("; it went down before it was empty, when others had each of its slots whole");
+        } else if let Some(spared) = going.told_spared(registry) {
+            reason.push_str(&format!("; it went down before it was empty, and {spared}"));
         }
         if unsettled > 0 {
             reason.push_str(&format!(

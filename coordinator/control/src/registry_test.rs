@@ -34,7 +34,7 @@ impl Cluster {
         Self::begun_by(begin)
     }
 
-    fn begun_by(begin: Command) -> Self {
+    pub(crate) fn begun_by(begin: Command) -> Self {
         let mut cluster = Cluster { registry: Registry::new(), asked: 0 };
         assert_eq!(cluster.apply(begin), applied(1));
         cluster
