@@ -38,12 +38,12 @@ pub(super) struct Name {
 
 impl Name {
     /// Returns the name that a part of the change is remembered by; the first is the change's own.
-    pub(super) fn part(self, at: usize) -> Name {
+    pub(super) fn part(self, at: u64) -> Name {
         if at == 0 {
             return self;
         }
         let mut of = blake3::Hasher::new_derive_key("kvhive 2026-11 admin part v1");
-        of.update(&(at as u64).to_le_bytes());
+        of.update(&at.to_le_bytes());
         let mut of_part = [0; 16];
         of.finalize_xof().fill(&mut of_part);
         Name { of_thing: self.of_thing ^ u128::from_le_bytes(of_part), print: self.print }

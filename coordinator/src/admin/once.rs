@@ -3,6 +3,7 @@
 
 use super::answers::Trouble;
 use super::asked::{AskedAs, Name};
+use super::raft::Group;
 use super::routes::{Admin, READ_LIMIT};
 use crate::actors::mailbox::RaftMessage;
 use crate::control_plane::trouble;
@@ -18,16 +19,17 @@ const PAUSE: Duration = Duration::from_millis(20);
 const REMEMBER_LIMIT: Duration = Duration::from_secs(2);
 
 impl Admin {
-    /// Returns what was remembered of each name when this was asked.
+    /// Returns how the group stands, and what was remembered of each name when it stood so.
     ///
     /// # Errors
     /// When one is of something that was asked otherwise, nobody leads, or this coordinator lacks what the leader has.
-    pub(super) async fn asked_before(&self, names: &[Name]) -> Result<Vec<Option<CommandReply>>, Trouble> {
-        if names.is_empty() {
-            return Ok(Vec::new());
-        }
+    pub(super) async fn asked_before(
+        &self,
+        names: &[Name],
+    ) -> Result<(Group, Vec<Option<CommandReply>>), Trouble> {
         // The leader says how far the log is; names are known here once this coordinator has come as far.
-        let wanted = self.ask_leader(RaftRequest::Status { stale: false }).await?.applied();
+        let group = self.ask_leader(RaftRequest::Status { stale: false }).await?;
+        let wanted = group.applied();
         let level = self.level();
         let deadline = Instant::now() + READ_LIMIT;
         loop {
@@ -39,7 +41,7 @@ impl Admin {
                     matches!(one, Some(CommandReply::Rejected(WireError::AskedOtherwise)))
                 };
                 let is_known = !before.iter().any(is_another);
-                return if is_known { Ok(before) } else { Err(WireError::AskedOtherwise.into()) };
+                return if is_known { Ok((group, before)) } else { Err(WireError::AskedOtherwise.into()) };
             }
             if Instant::now() > deadline {
                 return Err(Trouble::unavailable(format!(

@@ -1,10 +1,11 @@
 //! The coordinators themselves: who they are, who leads.
 
 use super::answers::{Consistency, Freshness, Trouble};
-use super::asked::AskedAs;
+use super::asked::{AskedAs, Name};
 use super::object::Object;
 use super::routes::{Admin, Answer, MAX_BODY_BYTES, Shared};
 use crate::actors::HAND_OVER_FIRST;
+use crate::control_plane::ask_peer;
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
@@ -23,6 +24,8 @@ const LIMIT: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(100);
 /// How long it is looked whether what was asked before comes about, where it is refused when it is asked again.
 const SETTLE: Duration = Duration::from_secs(2);
+/// Parts of a name from this on say who led when a change was begun: this and the coordinator's number.
+const LED_BY: u64 = 16;
 
 /// How the coordinators' raft group stands.
 #[derive(Serialize, ToSchema)]
@@ -117,6 +120,11 @@ impl Group {
         self.applied
     }
 
+    /// Returns who leads.
+    fn leading(&self) -> Option<&Member> {
+        self.coordinators.iter().find(|one| self.leader.as_ref() == Some(&one.name))
+    }
+
     /// Says whether the group is as it was asked to be.
     fn is_as(&self, request: &RaftRequest) -> bool {
         let named = |name: &str| self.coordinators.iter().find(|one| one.name == name);
@@ -141,15 +149,38 @@ impl Admin {
     async fn once(&self, asked: AskedAs, request: RaftRequest) -> Answer<Group> {
         let AskedAs(Some(name)) = asked else { return Ok(Json(self.carry_out(request).await?)) };
         let [done, refused] = [name.part(1), name.part(2)];
-        let before = self.asked_before(&[name, done, refused]).await?;
+        let (group, before) = self.asked_before(&[name, done, refused]).await?;
         let [is_asked, is_done, was_refused] = [0, 1, 2].map(|at| before[at].is_some());
         if is_done {
             return Ok(Json(self.ask_leader(RaftRequest::Status { stale: false }).await?));
         }
+        // Where leadership may go to anybody, it is to leave who had it when that was begun, and nobody else.
+        let from = match &request {
+            RaftRequest::Transfer { to: None } => {
+                Some(group.leading().ok_or(WireError::NotLeader { leader: None })?)
+            }
+            _ => None,
+        };
+        let led = from.map(|from| name.part(LED_BY.saturating_add(from.peer)));
+        match led {
+            Some(led) if is_asked => {
+                let (group, before) = self.asked_before(&[led]).await?;
+                if before[0].is_none() {
+                    self.remember_in_time(done).await;
+                    return Ok(Json(group));
+                }
+            }
+            Some(led) => self.remember(led).await?,
+            None => {}
+        }
         if !is_asked {
             self.remember(name).await?;
         }
-        let answer = match self.carry_out(request.clone()).await {
+        let carried_out = match from {
+            Some(from) => self.hand_over_from(from, done).await,
+            None => self.carry_out(request.clone()).await,
+        };
+        let answer = match carried_out {
             Err(trouble) if is_asked && !was_refused => self.comes_about(&request, trouble).await,
             answer => answer,
         };
@@ -159,6 +190,36 @@ impl Admin {
             Err(_) => {}
         }
         Ok(Json(answer?))
+    }
+
+    /// Has leadership leave `from`, unless it has left it by now or that is done: whoever has it then keeps it.
+    async fn hand_over_from(&self, from: &Member, done: Name) -> Result<Group, Trouble> {
+        let request = ControlRequest::Raft(RaftRequest::Transfer { to: None });
+        let deadline = tokio::time::Instant::now() + LIMIT;
+        loop {
+            // Nobody else is asked: a new leader would hand it on.
+            let reply = match from.peer == self.sources.us {
+                true => Ok(self.sources.control.serve(Role::Coordinator, request.clone()).await),
+                false => ask_peer(&from.raft_address, &self.sources.identity, &request, LIMIT).await,
+            };
+            match reply.unwrap_or(ControlReply::Failed(WireError::OutcomeUnknown)) {
+                ControlReply::Raft(report) => {
+                    let group = self.ask_leader(RaftRequest::Status { stale: false }).await;
+                    return Ok(group.unwrap_or_else(|_| report.into()));
+                }
+                ControlReply::Failed(WireError::NotLeader { .. } | WireError::Busy { .. })
+                    if tokio::time::Instant::now() + PAUSE < deadline =>
+                {
+                    tokio::time::sleep(PAUSE).await;
+                }
+                ControlReply::Failed(error) => return Err(error.into()),
+                other => return Err(WireError::internal(format_args!("unexpected answer {other:?}")).into()),
+            }
+            let (group, before) = self.asked_before(&[done]).await?;
+            if before[0].is_some() || group.leader.as_ref() != Some(&from.name) {
+                return Ok(group);
+            }
+        }
     }
 
     /// Waits a moment for what somebody else was asked for to come about.

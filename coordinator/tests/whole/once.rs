@@ -27,6 +27,28 @@ fn leadership_is_handed_over_once_under_a_name() {
 }
 
 #[test]
+fn leadership_is_handed_over_once_where_all_are_asked_at_the_same_moment() {
+    let group = Group::of(3);
+    let first = group.leader();
+    let term = group.status(first).expect("it answers").term;
+    // One may be unable to say just then how it stands: it is asked again, as `kvhive` does.
+    let asked = |at| {
+        let mut answers = (0..50).map(|_| ask_as(&group, at, NAME, TRANSFER, r#"{"to": null}"#));
+        answers.find(|answer| answer.status == 200).expect("it is done at last")
+    };
+    let answers: Vec<crate::http::Answer> = std::thread::scope(|scope| {
+        let askers: Vec<_> = (0..3).map(|at| scope.spawn(move || asked(at))).collect();
+        askers.into_iter().map(|asker| asker.join().expect("it does not panic")).collect()
+    });
+    let leads = json!(group.configs[0].peers[group.leader()].name);
+    for answer in &answers {
+        assert_eq!((answer.status, &answer.json()["leader"]), (200, &leads), "{answer:?}");
+    }
+    let after = group.status(group.leader()).expect("it answers").term;
+    assert_eq!((after, group.leader() == first), (term + 1, false), "{answers:?}");
+}
+
+#[test]
 fn a_coordinator_is_added_and_removed_once_under_a_name() {
     let group = Group::of(3);
     let names = |answer: &Value| -> Vec<String> {
